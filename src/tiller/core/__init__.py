@@ -1,0 +1,1 @@
+"""The engine: space, objective, evaluation, solver, budget, search, errors."""
