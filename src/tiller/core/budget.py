@@ -137,21 +137,12 @@ class Budget:
 
     def fraction(self, cost: Cost) -> float:
         """How much of the budget is used, 0 to 1: the largest share over its limits."""
-        shares = [
+        shares: list[float] = [
             getattr(cost, f.name) / getattr(self, f.name)
             for f in fields(self)
             if getattr(self, f.name) is not None
         ]
         return min(1.0, max(shares))
-
-    def remaining(self, cost: Cost) -> Budget:
-        """What is left after `cost`; a limit that is used up leaves its smallest unit."""
-        left = {
-            f.name: max(getattr(self, f.name) - getattr(cost, f.name), 1e-9 if f.name == "seconds" else 1)
-            for f in fields(self)
-            if getattr(self, f.name) is not None
-        }
-        return Budget(**left)
 
     def share(self, part: float) -> Budget:
         """The budget with every limit multiplied by `part`, at least one unit each."""
@@ -159,7 +150,9 @@ class Budget:
         for f in fields(self):
             limit = getattr(self, f.name)
             if limit is not None:
-                scaled[f.name] = limit * part if f.name == "seconds" else max(1, round(limit * part))
+                scaled[f.name] = (
+                    limit * part if f.name == "seconds" else max(1, round(limit * part))
+                )
         return Budget(**scaled)  # type: ignore[arg-type]  # whole numbers by round()
 
 
@@ -198,7 +191,7 @@ def count(**amounts: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The process's peak: the accelerator's allocations where there is one, else resident memory."""
+    """The process's peak: what the accelerator allocated where there is one, else resident."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,179 @@
+"""One round's answer: scores, gradients and cost. It holds no autograd graph.
+
+Because gradients travel inside an `Evaluation`, white-box and black-box solvers share one loop and
+an evaluation can cross processes. How a gradient is had is a value of its own, an `Estimator`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.budget import Cost, count, metered
+from tiller.core.errors import RewardError
+from tiller.core.objective import Objective
+from tiller.core.rng import Draw
+from tiller.core.space import Space
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `n` candidates were found to be worth.
+
+    Attributes:
+        score: [n] reward - penalty; what solvers and the choice of the best use.
+        reward: [n] what the objective's `score` returned.
+        penalty: [n] the weighted sum of the regularisers.
+        grad: [n, ...] d score_i / d z_i, or None without an estimator.
+        best: the index of the highest score.
+        best_y: what was rendered for that candidate, a batch of one.
+        cost: what the evaluation used.
+    """
+
+    score: Tensor
+    reward: Tensor
+    penalty: Tensor
+    grad: Tensor | None
+    best: int
+    best_y: Any
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator returns for one batch: rewards [n], d reward / dz [n, ...], and y."""
+
+    reward: Tensor
+    grad: Tensor | None
+    y: Any
+
+
+class Estimator(ABC):
+    """How the gradient of the reward with respect to z is had."""
+
+    needs_gradient: bool = True  # of the objective: False for estimators that only compare scores
+
+    @abstractmethod
+    def __call__(
+        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
+    ) -> Estimate:
+        """Rewards and gradients of the candidates z [n, ...], none of them holding a graph."""
+
+
+class Autograd(Estimator):
+    """The exact gradient by back-propagation through decode, render and score."""
+
+    def __call__(
+        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
+    ) -> Estimate:
+        """Rewards [n], their gradients [n, ...] and what was rendered."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            y = objective.render(space.decode(leaf), draw)
+            reward = objective.score(y, draw)
+            _check_scores(reward, len(z))
+            (grad,) = torch.autograd.grad(reward.sum(), leaf)
+        return Estimate(reward.detach(), grad, _detached(y))
+
+
+def evaluate(
+    space: Space[Any],
+    objective: Objective[Any, Any],
+    z: Tensor,
+    draw: Draw,
+    estimator: Estimator | None = None,
+) -> Evaluation:
+    """Score the candidates z [n, ...] on the round's common randomness.
+
+    score = reward - sum_k weight_k * penalty_k(z), with the gradient of the same sum where an
+    `estimator` is given. Candidates go through the objective `batch_size` at a time.
+
+    Raises:
+        RewardError: scores of a wrong shape, NaN or infinite, or a gradient that is not finite.
+    """
+    n = len(z)
+    size = objective.batch_size or n
+    rewards: list[Tensor] = []
+    grads: list[Tensor] = []
+    best_reward_y: list[tuple[float, int, Any]] = []
+    penalty, penalty_grad = _penalties(objective, z, draw, wanted=estimator is not None)
+    with metered() as meter:
+        for first in range(0, n, size):
+            part = z[first : first + size]
+            estimate = (estimator or _no_gradient)(space, objective, part, draw)
+            _check_scores(estimate.reward, len(part))
+            reward = estimate.reward.to(penalty)
+            rewards.append(reward)
+            if estimate.grad is not None:
+                grads.append(estimate.grad)
+            total = reward - penalty[first : first + size]
+            k = int(total.argmax())
+            best_reward_y.append((float(total[k]), first + k, objective.pick(estimate.y, k)))
+    count(
+        **{
+            name: getattr(meter.cost, name)
+            for name in ("forwards", "backwards", "recomputes", "images", "reward_calls", "tokens")
+        }
+    )
+    reward = torch.cat(rewards)
+    grad = torch.cat(grads) if grads else None
+    if grad is not None:
+        grad = grad if penalty_grad is None else grad - penalty_grad
+        if not bool(torch.isfinite(grad).all()):
+            raise RewardError(
+                "the gradient of the score is not finite; expected finite numbers everywhere. "
+                "Try a smaller step (lr), another reward, or a higher precision (dtype)"
+            )
+    _, best, best_y = max(best_reward_y, key=lambda entry: entry[0])
+    return Evaluation(reward - penalty, reward, penalty, grad, best, best_y, meter.cost)
+
+
+@torch.no_grad()
+def _no_gradient(
+    space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
+) -> Estimate:
+    y = objective.render(space.decode(z), draw)
+    return Estimate(objective.score(y, draw), None, y)
+
+
+def _penalties(
+    objective: Objective[Any, Any], z: Tensor, draw: Draw, *, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The weighted penalties [n] in float64 and, if `wanted`, their gradient."""
+    total = torch.zeros(len(z), dtype=torch.float64)
+    gradient: Tensor | None = None
+    for regulariser in objective.regularisers:
+        closed = regulariser.gradient(z, draw) if wanted else None
+        leaf = z.detach().requires_grad_(wanted and closed is None)
+        with torch.set_grad_enabled(leaf.requires_grad):
+            value = regulariser.value(leaf, draw)
+        if leaf.requires_grad:
+            (closed,) = torch.autograd.grad(value.sum(), leaf)
+        total += regulariser.weight * value.detach().to(total)
+        if closed is not None:
+            part = regulariser.weight * closed
+            gradient = part if gradient is None else gradient + part
+    return total, gradient
+
+
+def _check_scores(score: Tensor, n: int) -> None:
+    if not isinstance(score, Tensor) or score.shape != (n,):
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise RewardError(f"a reward must return one score a candidate, shape [{n}]; got {got}")
+    if not bool(torch.isfinite(score).all()):
+        raise RewardError(
+            f"a reward must return finite scores, got {score.detach().tolist()}; "
+            "check the reward for division by zero, log of zero and overflow in half precision"
+        )
+
+
+def _detached(y: Any) -> Any:
+    if isinstance(y, Tensor):
+        return y.detach()
+    if isinstance(y, (list, tuple)):
+        return type(y)(_detached(item) for item in y)
+    return y

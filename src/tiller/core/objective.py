@@ -1,0 +1,72 @@
+"""Objectives: what a candidate is worth. Higher is better, always.
+
+An objective has two stages. `render` is the frozen machine (a sampler, a supernet), differentiable
+where the objective says so; `score` is the reward, perhaps a black box. Objectives without a
+picture render trivially.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from tiller.core.rng import Draw
+
+X_contra = TypeVar("X_contra", contravariant=True)
+Y = TypeVar("Y")
+
+
+class Regulariser(ABC):
+    """A penalty over z, subtracted from the reward: score = reward - weight * value(z).
+
+    The journal keeps reward and penalty apart; the best candidate is chosen by their sum.
+    """
+
+    weight: float = 1.0
+
+    @abstractmethod
+    def value(self, z: Tensor, draw: Draw) -> Tensor:
+        """The penalty [n] of z [n, ...], before the weight; differentiable in z."""
+
+    def gradient(self, z: Tensor, draw: Draw) -> Tensor | None:
+        """d value.sum() / dz [n, ...] in closed form, or None to use autograd on `value`."""
+        return None
+
+
+class Objective(ABC, Generic[X_contra, Y]):
+    """What a candidate is worth.
+
+    Attributes:
+        differentiable: `score(render(x))` carries gradients to x.
+        stateful: evaluation changes the objective (a supernet trains); `state` is checkpointed.
+        batch_size: candidates evaluated at once; None for all of a round's.
+        images_per_candidate: pictures drawn for one candidate, to end exactly on an image budget.
+        regularisers: penalties over z.
+    """
+
+    differentiable: bool = False
+    stateful: bool = False
+    batch_size: int | None = None
+    images_per_candidate: int = 1
+    regularisers: tuple[Regulariser, ...] = ()
+
+    @abstractmethod
+    def render(self, x: X_contra, draw: Draw) -> Y:
+        """The frozen machine's output for the candidates x."""
+
+    @abstractmethod
+    def score(self, y: Y, draw: Draw) -> Tensor:
+        """The reward [n] of what was rendered; higher is better."""
+
+    def pick(self, y: Y, index: int) -> Any:
+        """Candidate `index` of y, kept as a batch of one; override where y is no tensor."""
+        return y[index : index + 1]  # type: ignore[index]  # tensors and lists; others override
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of what a stateful objective needs to continue bit-exactly."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`."""

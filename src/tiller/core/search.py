@@ -1,0 +1,306 @@
+"""The loop: ask, evaluate, tell, yield. There is no other.
+
+A method may run several searches in turn (`Phase`); each starts from the best of the one before.
+Every round yields a `Step`, which is the progress report, the live preview and the checkpoint in
+one: `search(..., resume=step)` continues bit-exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
+
+from torch import Tensor
+
+from tiller.core.budget import Budget, Cost, metered
+from tiller.core.errors import InvalidInput, RunError
+from tiller.core.evaluation import Evaluation, evaluate
+from tiller.core.objective import Objective
+from tiller.core.rng import Draw, Stream
+from tiller.core.solver import Solver, check_compatible
+from tiller.core.space import Space
+from tiller.core.state import Packed, unpack
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best candidate so far: z [1, ...], what it rendered to, and what it was worth."""
+
+    z: Tensor
+    y: Any
+    score: float
+    reward: float
+    penalty: float
+    round: int
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What a phase leaves to the next: its best candidate and its last round's z [n, ...]."""
+
+    best: Best
+    last: Tensor
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """All that evolves during a search; nothing else is needed to continue bit-exactly.
+
+    Attributes:
+        seed: the run's seed.
+        phase: index of the phase under way.
+        round: rounds done, over all phases.
+        position: where the candidates' random stream stands.
+        solver: the solver's own state.
+        objective: a stateful objective's tensors.
+        best: the best candidate of this phase, None before its first round.
+        previous: what the phase before left, None in the first.
+        cost: what was used so far.
+        phase_cost: what had been used when this phase began.
+    """
+
+    seed: int
+    phase: int
+    round: int
+    position: int
+    solver: Any
+    objective: dict[str, Tensor]
+    best: Best | None
+    previous: Handover | None
+    cost: Cost
+    phase_cost: Cost
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round's report, live preview and checkpoint.
+
+    Attributes:
+        index: rounds done so far, from 1.
+        phase: the phase's name.
+        z: this round's candidates [n, ...].
+        evaluation: what they were worth.
+        best: the best so far, over all phases.
+        cost: what was used so far.
+        stopped: why the search ends with this step, or None.
+        state: what `resume` continues from.
+    """
+
+    index: int
+    phase: str
+    z: Tensor
+    evaluation: Evaluation
+    best: Best
+    cost: Cost
+    stopped: str | None
+    state: SearchState
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one phase searches; checked for compatibility when it is made.
+
+    Raises:
+        Incompatible: space, objective and solver do not fit.
+    """
+
+    space: Space[Any]
+    objective: Objective[Any, Any]
+    solver: Solver[Any]
+
+    def __post_init__(self) -> None:
+        check_compatible(self.space, self.objective, self.solver)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One search of a method.
+
+    Attributes:
+        name: shown in the progress line and the journal.
+        build: the problem, given what the phase before left (None for the first phase).
+        share: the part of the whole budget that the phase may use. The last phase runs until the
+            whole budget is used, whatever its share.
+    """
+
+    name: str
+    build: Callable[[Handover | None], Problem]
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InvalidInput(f"a phase's share of the budget must be in (0, 1], got {self.share}")
+
+
+def search(
+    space: Space[Any],
+    objective: Objective[Any, Any],
+    solver: Solver[Any],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    resume: Step | SearchState | Packed | None = None,
+) -> Iterator[Step]:
+    """Search `space` for the highest score of `objective` within `budget`; one `Step` a round.
+
+    Raises:
+        Incompatible: space, objective and solver do not fit (before the first evaluation).
+        RewardError: the reward failed; the last step yielded holds the best so far.
+
+    Example:
+        >>> for step in search(space, objective, solver, Budget(steps=30)):   # doctest: +SKIP
+        ...     print(step.index, step.best.score)
+    """
+    problem = Problem(space, objective, solver)
+    return search_phases([Phase("search", lambda _: problem)], budget, seed=seed, resume=resume)
+
+
+def search_phases(
+    phases: Sequence[Phase],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    resume: Step | SearchState | Packed | None = None,
+) -> Iterator[Step]:
+    """`search` for a method of several phases; the budget and the seed are the whole run's.
+
+    Raises:
+        Incompatible: as `search`: the first phase is checked at once, later ones as they begin.
+        RunError: `resume` does not belong to these phases.
+    """
+    if not phases:
+        raise InvalidInput("a search needs at least one phase, got none")
+    if resume is None:
+        state, problem = _begin(phases, 0, None, Cost(), 0, Stream(seed))
+    else:
+        state, problem = _resumed(phases, resume)
+    return _rounds(phases, budget, state, problem)
+
+
+def _rounds(
+    phases: Sequence[Phase], budget: Budget, state: SearchState, problem: Problem
+) -> Iterator[Step]:
+    """The only loop."""
+    stopped = budget.reached(state.cost)
+    while stopped is None:
+        last = state.phase + 1 == len(phases)
+        state, z, evaluation = _round(problem, state, _images_left(phases, budget, state))
+        stopped = budget.reached(state.cost)
+        over = problem.solver.finished(problem.space, state.solver)
+        if not last:
+            share = budget.share(phases[state.phase].share)
+            over = over or share.reached(state.cost - state.phase_cost)
+        stopped = stopped or (over if last else None)
+        yield Step(
+            index=state.round,
+            phase=phases[state.phase].name,
+            z=z,
+            evaluation=evaluation,
+            best=_best_so_far(state),
+            cost=state.cost,
+            stopped=stopped,
+            state=state,
+        )
+        if over and not last and stopped is None:
+            handover = Handover(_best_so_far(state), z)
+            stream = Stream(state.seed, position=state.position)
+            state, problem = _begin(
+                phases, state.phase + 1, handover, state.cost, state.round, stream
+            )
+
+
+def _round(
+    problem: Problem, state: SearchState, images_left: int | None
+) -> tuple[SearchState, Tensor, Evaluation]:
+    """Ask, evaluate, tell, all of it metered."""
+    space, objective, solver = problem.space, problem.objective, problem.solver
+    with metered() as meter:
+        stream = Stream(state.seed, position=state.position)
+        z = solver.ask(space, state.solver, stream)
+        if solver.divisible and images_left is not None:
+            z = z[: max(1, images_left // objective.images_per_candidate)]
+        draw = Draw(state.seed, state.round)
+        evaluation = evaluate(space, objective, z, draw, solver.gradient())
+        solver_state = solver.tell(space, state.solver, z, evaluation)
+    found = Best(
+        z=z[evaluation.best : evaluation.best + 1].detach().clone(),
+        y=evaluation.best_y,
+        score=float(evaluation.score[evaluation.best]),
+        reward=float(evaluation.reward[evaluation.best]),
+        penalty=float(evaluation.penalty[evaluation.best]),
+        round=state.round + 1,
+    )
+    advanced = replace(
+        state,
+        round=state.round + 1,
+        position=stream.position,
+        solver=solver_state,
+        objective=objective.state(),
+        best=found if state.best is None or found.score > state.best.score else state.best,
+        cost=state.cost + meter.cost + Cost(steps=1),
+    )
+    return advanced, z, evaluation
+
+
+def _images_left(phases: Sequence[Phase], budget: Budget, state: SearchState) -> int | None:
+    """How many images the whole budget and the phase's share of it still allow."""
+    if budget.images is None:
+        return None
+    left = budget.images - state.cost.images
+    if state.phase + 1 < len(phases):
+        share = budget.share(phases[state.phase].share).images
+        assert share is not None
+        left = min(left, share - (state.cost.images - state.phase_cost.images))
+    return left
+
+
+def _best_so_far(state: SearchState) -> Best:
+    """The better of this phase's best and what it started from."""
+    before = state.previous.best if state.previous is not None else None
+    found = [best for best in (before, state.best) if best is not None]
+    return max(found, key=lambda best: best.score)
+
+
+def _begin(
+    phases: Sequence[Phase],
+    phase: int,
+    previous: Handover | None,
+    cost: Cost,
+    rounds: int,
+    stream: Stream,
+) -> tuple[SearchState, Problem]:
+    problem = phases[phase].build(previous)
+    solver_state = problem.solver.init(problem.space, stream)
+    state = SearchState(
+        seed=stream.seed,
+        phase=phase,
+        round=rounds,
+        position=stream.position,
+        solver=solver_state,
+        objective=problem.objective.state(),
+        best=None,
+        previous=previous,
+        cost=cost,
+        phase_cost=cost,
+    )
+    return state, problem
+
+
+def _resumed(
+    phases: Sequence[Phase], resume: Step | SearchState | Packed
+) -> tuple[SearchState, Problem]:
+    """The state to continue from, and its phase's problem."""
+    saved = resume.state if isinstance(resume, Step) else resume
+    state: SearchState = saved if isinstance(saved, SearchState) else unpack(SearchState, saved)
+    if not 0 <= state.phase < len(phases):
+        raise RunError(
+            f"the saved state is in phase {state.phase + 1}, and this method has {len(phases)}; "
+            "it was written by another method or other settings. Start a new run"
+        )
+    problem = phases[state.phase].build(state.previous)
+    if isinstance(saved, Packed):
+        hint = get_type_hints(type(problem.solver).init)["return"]
+        state = replace(state, solver=unpack(hint, Packed(saved.tree["solver"], saved.tensors)))
+    problem.objective.load_state(state.objective)
+    return state, problem
