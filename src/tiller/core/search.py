@@ -54,6 +54,7 @@ class SearchState:
         position: where the candidates' random stream stands.
         solver: the solver's own state.
         objective: a stateful objective's tensors.
+        last: the latest round's candidates z [n, ...], None before this phase's first round.
         best: the best candidate of this phase, None before its first round.
         previous: what the phase before left, None in the first.
         cost: what was used so far.
@@ -66,6 +67,7 @@ class SearchState:
     position: int
     solver: Any
     objective: dict[str, Tensor]
+    last: Tensor | None
     best: Best | None
     previous: Handover | None
     cost: Cost
@@ -172,7 +174,8 @@ def search_phases(
     if not phases:
         raise InvalidInput("a search needs at least one phase, got none")
     if resume is None:
-        state, problem = _begin(phases, 0, None, Cost(), 0, Stream(seed))
+        nothing = SearchState(seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
+        state, problem = _begin(phases, nothing, None)
     else:
         state, problem = _resumed(phases, resume)
     return _rounds(phases, budget, state, problem)
@@ -184,39 +187,46 @@ def _rounds(
     """The only loop."""
     stopped = budget.reached(state.cost)
     while stopped is None:
-        last = state.phase + 1 == len(phases)
-        state, z, evaluation = _round(problem, state, _images_left(phases, budget, state))
+        if _phase_over(phases, budget, state, problem) and state.phase + 1 < len(phases):
+            assert state.last is not None
+            state, problem = _begin(phases, state, Handover(_best_so_far(state), state.last))
+        state, evaluation = _round(problem, state, _images_left(phases, budget, state))
         stopped = budget.reached(state.cost)
-        over = problem.solver.finished(problem.space, state.solver)
-        if not last:
-            share = budget.share(phases[state.phase].share)
-            over = over or share.reached(state.cost - state.phase_cost)
-        stopped = stopped or (over if last else None)
+        if state.phase + 1 == len(phases):
+            stopped = stopped or _phase_over(phases, budget, state, problem)
+        assert state.last is not None
         yield Step(
             index=state.round,
             phase=phases[state.phase].name,
-            z=z,
+            z=state.last,
             evaluation=evaluation,
             best=_best_so_far(state),
             cost=state.cost,
             stopped=stopped,
             state=state,
         )
-        if over and not last and stopped is None:
-            handover = Handover(_best_so_far(state), z)
-            stream = Stream(state.seed, position=state.position)
-            state, problem = _begin(
-                phases, state.phase + 1, handover, state.cost, state.round, stream
-            )
+
+
+def _phase_over(
+    phases: Sequence[Phase], budget: Budget, state: SearchState, problem: Problem
+) -> str | None:
+    """Why the phase under way ends: its solver is done, or its share of the budget is used."""
+    if state.last is None:
+        return None
+    over = problem.solver.finished(problem.space, state.solver)
+    if over is None and state.phase + 1 < len(phases):
+        share = budget.share(phases[state.phase].share)
+        over = share.reached(state.cost - state.phase_cost)
+    return over
 
 
 def _round(
     problem: Problem, state: SearchState, images_left: int | None
-) -> tuple[SearchState, Tensor, Evaluation]:
+) -> tuple[SearchState, Evaluation]:
     """Ask, evaluate, tell, all of it metered."""
     space, objective, solver = problem.space, problem.objective, problem.solver
     with metered() as meter:
-        stream = Stream(state.seed, position=state.position)
+        stream = _stream(state.seed, state.phase, state.position)
         z = solver.ask(space, state.solver, stream)
         if solver.divisible and images_left is not None:
             z = z[: max(1, images_left // objective.images_per_candidate)]
@@ -237,10 +247,11 @@ def _round(
         position=stream.position,
         solver=solver_state,
         objective=objective.state(),
+        last=z.detach(),
         best=found if state.best is None or found.score > state.best.score else state.best,
         cost=state.cost + meter.cost + Cost(steps=1),
     )
-    return advanced, z, evaluation
+    return advanced, evaluation
 
 
 def _images_left(phases: Sequence[Phase], budget: Budget, state: SearchState) -> int | None:
@@ -263,28 +274,32 @@ def _best_so_far(state: SearchState) -> Best:
 
 
 def _begin(
-    phases: Sequence[Phase],
-    phase: int,
-    previous: Handover | None,
-    cost: Cost,
-    rounds: int,
-    stream: Stream,
+    phases: Sequence[Phase], before: SearchState, previous: Handover | None
 ) -> tuple[SearchState, Problem]:
+    """The next phase's first state, after `before`."""
+    phase = before.phase + 1
     problem = phases[phase].build(previous)
+    stream = _stream(before.seed, phase, 0)
     solver_state = problem.solver.init(problem.space, stream)
     state = SearchState(
-        seed=stream.seed,
+        seed=before.seed,
         phase=phase,
-        round=rounds,
+        round=before.round,
         position=stream.position,
         solver=solver_state,
         objective=problem.objective.state(),
+        last=None,
         best=None,
         previous=previous,
-        cost=cost,
-        phase_cost=cost,
+        cost=before.cost,
+        phase_cost=before.cost,
     )
     return state, problem
+
+
+def _stream(seed: int, phase: int, position: int) -> Stream:
+    """A phase's candidates: each phase has a sequence of its own, the first the run's."""
+    return Stream(seed, "candidates" if phase == 0 else f"candidates of phase {phase}", position)
 
 
 def _resumed(
