@@ -1,0 +1,1 @@
+"""Methods, one file a paper. The folder's listing is the registry."""

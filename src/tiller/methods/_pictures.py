@@ -1,0 +1,58 @@
+"""The objective of every method that draws: noise and conditioning in, a scored picture out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tiller.core.objective import Objective, Regulariser
+from tiller.core.rng import Draw
+from tiller.models.inputs import Inputs
+from tiller.models.trajectory import Gradient, Trajectory
+from tiller.rewards.base import Reward
+
+
+class Pictures(Objective[Inputs, Tensor]):
+    """score(x) = reward(decode(sample(x)), prompt).
+
+    Args:
+        trajectory: the frozen sampler; its model decodes the final latents.
+        reward: images [n, 3, H, W] in [0, 1] and prompts to scores [n].
+        prompt: what the reward compares with; the conditioning may say something else.
+        gradient: how the trajectory is differentiated when a gradient is asked for.
+        checkpoint: which steps keep their activations; see `Trajectory.run`.
+        batch_size: pictures drawn at once; None for a whole round.
+        regularisers: penalties over z.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        reward: Reward,
+        prompt: str,
+        *,
+        gradient: Gradient | None = None,
+        checkpoint: str = "auto",
+        batch_size: int | None = None,
+        regularisers: tuple[Regulariser, ...] = (),
+    ) -> None:
+        self.trajectory = trajectory
+        self.reward = reward
+        self.prompt = prompt
+        self.gradient = gradient or Gradient.none()
+        self.checkpoint = checkpoint
+        self.batch_size = batch_size
+        self.regularisers = regularisers
+        self.differentiable = reward.differentiable and self.gradient != Gradient.none()
+
+    def render(self, x: Inputs, draw: Draw) -> Tensor:
+        """Pictures [n, 3, H, W] in [0, 1], holding a graph where gradients are enabled."""
+        gradient = self.gradient if torch.is_grad_enabled() else Gradient.none()
+        latents = self.trajectory.run(
+            x.noise, x.conditioning, gradient=gradient, checkpoint=self.checkpoint
+        )
+        return self.trajectory.model.decode(latents)
+
+    def score(self, y: Tensor, draw: Draw) -> Tensor:
+        """The reward [n] of the pictures."""
+        return self.reward(y, [self.prompt] * len(y))

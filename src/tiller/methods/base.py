@@ -1,0 +1,102 @@
+"""What a method is: a frozen dataclass whose fields are its settings, and the phases it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tiller.core.budget import Budget
+from tiller.core.errors import InvalidInput
+from tiller.core.rng import Stream
+from tiller.core.search import Phase
+from tiller.methods._pictures import Pictures
+from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.inputs import Inputs
+from tiller.models.trajectory import Gradient, Trajectory
+from tiller.rewards.base import Reward
+from tiller.spaces.noise import Noise
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the user asked for, in the engine's terms.
+
+    Attributes:
+        model: the frozen model.
+        prompt: the user's words; the reward compares the picture with them.
+        negative_prompt: what guidance steers away from.
+        reward: what to raise.
+    """
+
+    model: FrozenModel
+    prompt: str
+    negative_prompt: str
+    reward: Reward
+
+    def conditioning(self) -> Conditioning:
+        """The encoded prompts, one row."""
+        return self.model.encode([self.prompt], [self.negative_prompt])
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to search a frozen model's inputs. One file, one frozen dataclass, one `build`.
+
+    The fields below override the model's own sampling; None keeps what the model declares.
+
+    Attributes:
+        num_inference_steps: denoising steps T.
+        guidance_scale: classifier-free guidance, diffusers' convention (1 + w of the papers).
+        scheduler: ddim, lms, euler, pndm or dpmsolver++.
+        checkpoint: which steps keep their activations: auto, keep, recompute or a number of steps.
+    """
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    checkpoint: str = "auto"
+
+    citation: ClassVar[str] = ""
+    needs_gradient: ClassVar[bool] = False
+    default_budget: ClassVar[Budget] = Budget(steps=30)
+
+    @abstractmethod
+    def build(self, task: Task) -> list[Phase]:
+        """The searches to run in turn, each starting from the last one's result."""
+
+    def sampler(self, model: FrozenModel) -> SamplerSettings:
+        """The model's own sampling with this method's overrides."""
+        asked = {
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "scheduler": self.scheduler,
+        }
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise InvalidInput(
+                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
+            )
+        return replace(model.defaults, **{k: v for k, v in asked.items() if v is not None})
+
+    def trajectory(self, model: FrozenModel) -> Trajectory:
+        """The sampler that this method searches."""
+        return Trajectory(model, self.sampler(model))
+
+    def noise(self, task: Task) -> Noise:
+        """The space of this method's noises at the task's prompt."""
+        return Noise(self.trajectory(task.model).noise_shape, task.conditioning())
+
+    def pictures(self, task: Task, gradient: Gradient | None = None) -> Pictures:
+        """The task's reward over this method's sampler."""
+        return Pictures(
+            self.trajectory(task.model),
+            task.reward,
+            task.prompt,
+            gradient=gradient,
+            checkpoint=self.checkpoint,
+        )
+
+    def baseline(self, task: Task, seed: int) -> Inputs:
+        """What is drawn without steering: the prompt, and the noise of the run's candidate 0."""
+        space = self.noise(task)
+        return space.decode(space.sample(1, Stream(seed)))
