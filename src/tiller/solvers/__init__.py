@@ -1,0 +1,1 @@
+"""Solvers, one file an algorithm. The folder's listing is the registry."""
