@@ -1,0 +1,195 @@
+"""What a frozen text-to-image model is: three functions and a few plain attributes.
+
+encode: words -> conditioning, denoise: (x_t, t, conditioning) -> prediction, decode: latents ->
+images. Sampling is written once over these three, in `trajectory`; a new family of models is one
+more subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How a trajectory is sampled; the names mean what diffusers means by them.
+
+    Args:
+        num_inference_steps: T, the number of sampling steps.
+        guidance_scale: s of epsilon = epsilon_u + s (epsilon_c - epsilon_u); at most 1 runs the
+            conditional branch alone. (The papers' w is s - 1.)
+        eta: 0 for the deterministic DDIM, 1 for the stochastic one (equation 16 of the DDIM paper);
+            only DDIM uses it.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        scheduler: one of `tiller.models.schedulers.NAMES`.
+
+    Raises:
+        InvalidInput: a number is out of range.
+
+    Example:
+        >>> SamplerSettings(20, 4.0, height=64, width=64).scheduler
+        'ddim'
+    """
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    eta: float = 0.0
+    height: int = 512
+    width: int = 512
+    scheduler: str = "ddim"
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "height", "width"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidInput(f"{name} must be a positive whole number, got {value!r}")
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise InvalidInput(
+                f"guidance_scale must be a number from 0 up, got {self.guidance_scale!r}"
+            )
+        if not 0 <= self.eta <= 1:
+            raise InvalidInput(f"eta must lie in [0, 1], got {self.eta!r}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional branch runs too, which doubles the forwards."""
+        return self.guidance_scale > 1
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told, for `n` candidates.
+
+    Attributes:
+        prompt_embeds: [n, L, D] the text encoder's output states.
+        negative_prompt_embeds: [n, L, D] of the unconditional branch; None where there is none.
+        pooled_prompt_embeds: [n, P], for models that take a pooled state as well (SDXL).
+        negative_pooled_prompt_embeds: [n, P].
+        time_ids: [n, 6] sizes and crops, the same in both branches (SDXL).
+    """
+
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    time_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.prompt_embeds)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and len(value) != n:
+                raise InvalidInput(
+                    f"expected {n} rows in {field.name}, as in prompt_embeds, got {len(value)}"
+                )
+        if self.prompt_embeds.ndim != 3:
+            raise InvalidInput(
+                f"prompt_embeds must be [n, L, D], got {list(self.prompt_embeds.shape)}"
+            )
+        negative = self.negative_prompt_embeds
+        if negative is not None and negative.shape != self.prompt_embeds.shape:
+            raise InvalidInput(
+                "both branches run as one batch, so negative_prompt_embeds must have the shape of "
+                f"prompt_embeds, {list(self.prompt_embeds.shape)}; got {list(negative.shape)}. "
+                'Pad the encoding of "" to the same length'
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def _map(self, function: Any) -> Conditioning:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if v is not None})
+
+    def expand(self, n: int) -> Conditioning:
+        """One row repeated for n candidates (a view: no copy); n rows stay as they are."""
+        if len(self) == n:
+            return self
+        if len(self) != 1:
+            raise InvalidInput(f"expected conditioning for 1 or {n} candidates, got {len(self)}")
+        return self._map(lambda v: v.expand(n, *v.shape[1:]))
+
+    def index(self, rows: slice | Sequence[int] | Tensor) -> Conditioning:
+        """The chosen rows, in that order."""
+        chosen = rows if isinstance(rows, (slice, Tensor)) else list(rows)
+        return self._map(lambda v: v[chosen])
+
+    def to(self, *args: Any, **kwargs: Any) -> Conditioning:
+        """Every tensor moved or cast, as by `Tensor.to`."""
+        return self._map(lambda v: v.to(*args, **kwargs))
+
+    def detach(self) -> Conditioning:
+        """The same numbers without a graph."""
+        return self._map(torch.Tensor.detach)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of all parts, one after another."""
+        merged: dict[str, Tensor | None] = {}
+        for field in fields(Conditioning):
+            values = [getattr(part, field.name) for part in parts]
+            present = [v for v in values if v is not None]
+            if present and len(present) != len(values):
+                raise InvalidInput(f"{field.name} is set in some of the conditionings only")
+            merged[field.name] = torch.cat(present) if present else None
+        return Conditioning(**merged)  # type: ignore[arg-type]  # prompt_embeds is never None
+
+
+class FrozenModel(ABC):
+    """A text-to-image model whose weights never change: a function of what it is fed.
+
+    Attributes:
+        name: what the user asked for; kept in run records.
+        defaults: the settings the model was made for.
+        latent_shape: (C, h, w) of one candidate at the default size.
+        latent_scale: pixels per latent, along each side.
+        device: where the weights are.
+        dtype: of the weights and latents.
+        scheduler: the diffusers scheduler that the model came with; a template, never stepped.
+    """
+
+    name: str
+    defaults: SamplerSettings
+    latent_shape: tuple[int, int, int]
+    latent_scale: int
+    device: torch.device
+    dtype: torch.dtype
+    scheduler: Any
+
+    @abstractmethod
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None
+    ) -> Conditioning:
+        """The conditioning of n prompts; without negative prompts each gets the empty one."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The network's raw prediction [m, C, h, w] (epsilon, v or x0) of latents at timestep t.
+
+        Args:
+            latents: [m, C, h, w], already scaled by the scheduler.
+            t: the timestep, no dimension.
+            prompt_embeds: [m, L, D].
+            pooled_prompt_embeds: [m, P], where the model takes one.
+            time_ids: [m, 6], where the model takes them.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [n, 3, H, W] in [0, 1] of latents [n, C, h, w]; differentiable."""

@@ -1,0 +1,215 @@
+"""Load a frozen model from a name, a folder, a file, the hub or a pipeline object.
+
+Only safetensors files are read: no pickle is ever loaded. `HF_HUB_OFFLINE` and the hub's cache
+are honoured by diffusers itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+from tiller.core.errors import InvalidInput, TillerError
+from tiller.models.base import FrozenModel, SamplerSettings
+from tiller.models.diffusers_adapter import SUPPORTED, StableDiffusion
+from tiller.models.schedulers import NAMES
+
+BUNDLED = {"emoji": Path(__file__).parent / "bundled" / "weights"}
+"""Models that come with the package, by name."""
+
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+
+WITHOUT: dict[str, Any] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
+"""Components that steering does not use."""
+
+
+def load_model(
+    spec: str | os.PathLike[str] | DiffusionPipeline,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    variant: str | None = None,
+    local_files_only: bool | None = None,
+    scheduler: str | None = None,
+) -> FrozenModel:
+    """A frozen text-to-image model, ready to be steered.
+
+    Args:
+        spec: "emoji" (the bundled model), a hub id, a folder in the hub's layout, a
+            `.safetensors` single file, or a diffusers pipeline object. A `defaults.json` in a
+            folder holds the fields of `SamplerSettings` that the model was made for.
+        dtype: of weights and latents, e.g. "float16"; float32 by default, a pipeline object
+            stays as it is.
+        device: e.g. "cuda:1"; the accelerator where there is one, a pipeline object stays where
+            it is.
+        variant: of the weight files, e.g. "fp16".
+        local_files_only: never ask the hub; by default as `HF_HUB_OFFLINE` says.
+        scheduler: one of ddim, lms, euler, pndm, dpmsolver++ in place of the model's own.
+
+    Raises:
+        InvalidInput: nothing there, not reachable, or a model that is not supported.
+
+    Example:
+        >>> import tiller
+        >>> model = tiller.load_model("emoji")      # doctest: +SKIP
+        >>> model.defaults.num_inference_steps      # doctest: +SKIP
+        20
+    """
+    wanted = _dtype(dtype)
+    if scheduler is not None and scheduler not in NAMES:
+        raise InvalidInput(f"unknown {scheduler=}; expected one of {', '.join(NAMES)}")
+    if not isinstance(spec, (str, os.PathLike)):
+        return _from_object(spec, wanted, device, scheduler)
+    name = os.fspath(spec)
+    path = BUNDLED.get(name, Path(name).expanduser())
+    options: dict[str, Any] = {"dtype": wanted or torch.float32, **WITHOUT}
+    defaults: dict[str, Any] = {}
+    with _one_line(name):
+        if path.suffix in FILE_SUFFIXES:
+            pipeline = _single_file(path, options, local_files_only)
+        else:
+            folder = path.is_dir()
+            if not folder and (name in BUNDLED or not _is_hub_id(name)):
+                raise InvalidInput(f"expected a model's folder at {str(path)!r}, there is none")
+            source = str(path) if folder else name
+            options["local_files_only"] = folder or local_files_only or None
+            if variant is not None:
+                options["variant"] = variant
+            _check_class(source, options["local_files_only"])
+            defaults = _read_defaults(path) if folder else {}
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                source, use_safetensors=True, **options
+            )
+    pipeline.to(_device(device))
+    return StableDiffusion(pipeline, name=name, defaults=defaults, scheduler=scheduler)
+
+
+def _from_object(
+    pipeline: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    scheduler: str | None,
+) -> FrozenModel:
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise InvalidInput(
+            "expected a model's name, folder, file or a diffusers pipeline object, "
+            f"got a {type(pipeline).__name__}"
+        )
+    model = StableDiffusion(pipeline, scheduler=scheduler)  # refuses before anything is moved
+    if dtype is None and device is None:
+        return model
+    pipeline.to(model.device if device is None else _device(device), dtype or model.dtype)
+    return StableDiffusion(pipeline, scheduler=scheduler)
+
+
+def _single_file(path: Path, options: dict[str, Any], local_files_only: bool | None) -> Any:
+    """A pipeline from one checkpoint file, configured by a `model_index.json` beside it if any."""
+    if path.suffix != ".safetensors":
+        raise InvalidInput(
+            f"expected a .safetensors file, got {path.name!r}: pickled checkpoints can run code "
+            "and are never loaded; convert it to safetensors"
+        )
+    if not path.is_file():
+        raise InvalidInput(f"expected a model in the file {str(path)!r}, there is none")
+    if (path.parent / "model_index.json").is_file():
+        options = {**options, "config": str(path.parent)}
+    if local_files_only:
+        options = {**options, "local_files_only": True}
+    try:
+        return StableDiffusionPipeline.from_single_file(str(path), **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(
+            f"cannot load the checkpoint {str(path)!r}: {_first_line(error)}. A single file holds "
+            "no configuration: it comes from the hub, or from a folder with model_index.json (and "
+            "the configs of its components) in which the file lies"
+        ) from error
+
+
+def _check_class(source: str, local_files_only: bool | None) -> None:
+    """Refuse an unsupported pipeline by its index, before any weight is fetched."""
+    index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+    kind = index.get("_class_name")
+    if kind not in SUPPORTED:
+        raise InvalidInput(
+            f"{source!r} is a {kind}, which cannot be steered yet; supported pipelines: "
+            f"{', '.join(SUPPORTED)} (Stable Diffusion 1.x and 2.x)"
+        )
+
+
+def _read_defaults(folder: Path) -> dict[str, Any]:
+    """The fields of `SamplerSettings` in the folder's `defaults.json`, if it has one."""
+    file = folder / "defaults.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"{str(file)!r} is not JSON: {error}") from error
+    allowed = [f.name for f in fields(SamplerSettings)]
+    unknown = sorted(set(found) - set(allowed)) if isinstance(found, dict) else [type(found)]
+    if unknown:
+        raise InvalidInput(
+            f"{str(file)!r} must hold an object with some of {', '.join(allowed)}; got {unknown}"
+        )
+    return dict(found)
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn what the libraries raise into one line that says what to do."""
+    try:
+        yield
+    except TillerError:
+        raise
+    except (OSError, ValueError) as error:
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        remedy = (
+            "the hub is offline (HF_HUB_OFFLINE=1) and the model is not in the cache: download it "
+            'first, or give a folder, a .safetensors file or "emoji"'
+            if offline and not Path(name).exists()
+            else "check the name and the connection, or give a folder, a .safetensors file or "
+            '"emoji"'
+        )
+        raise InvalidInput(
+            f"cannot load the model {name!r}: {_first_line(error)}; {remedy}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:;")
+
+
+def _is_hub_id(name: str) -> bool:
+    """`owner/name` or `name`, in the hub's alphabet; anything else is a path."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is not None
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InvalidInput(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+    return found
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InvalidInput(f"unknown {device=}: {_first_line(error)}") from error

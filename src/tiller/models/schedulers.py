@@ -1,0 +1,159 @@
+"""Schedulers by name, and the two facts about them that a trajectory needs.
+
+They are diffusers' own. Whether a step injects noise is found by asking its `step`, and the x0
+estimate is the one the scheduler itself uses, where it shows it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+)
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+
+CLASSES: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "lms": LMSDiscreteScheduler,
+    "euler": EulerDiscreteScheduler,
+    "pndm": PNDMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+}
+NAMES = tuple(CLASSES)
+
+
+def name_of(scheduler: Any) -> str:
+    """The name of a scheduler object.
+
+    Raises:
+        InvalidInput: it is not supported, e.g. an ancestral one, whose noise is not an input.
+    """
+    for name, cls in CLASSES.items():
+        if type(scheduler) is cls:
+            return name
+    raise InvalidInput(
+        f"the scheduler {type(scheduler).__name__} is not supported, expected one of "
+        f"{', '.join(NAMES)}; load the model with scheduler='ddim'"
+    )
+
+
+def named(template: Any, name: str) -> Any:
+    """A fresh scheduler of that name on the noise schedule of `template`, which is left alone.
+
+    Raises:
+        InvalidInput: an unknown name, or settings that draw noise of their own.
+    """
+    if name not in CLASSES:
+        raise InvalidInput(f"unknown {name=} of a scheduler; expected one of {', '.join(NAMES)}")
+    cls = CLASSES[name]
+    made = copy.deepcopy(template) if type(template) is cls else cls.from_config(template.config)
+    if str(made.config.get("algorithm_type", "")).startswith("sde"):
+        raise InvalidInput(
+            f"the stochastic solver {made.config.algorithm_type!r} draws noise of its own, which "
+            "is not an input of the trajectory; use scheduler='ddim' with eta > 0"
+        )
+    return made
+
+
+def prepared(template: Any, name: str, steps: int) -> Any:
+    """A scheduler of that name with its tables for `steps` steps, on the CPU.
+
+    Raises:
+        InvalidInput: the schedule is not possible, e.g. more steps than training timesteps.
+    """
+    scheduler = named(template, name)
+    try:
+        scheduler.set_timesteps(steps, device="cpu")
+        trial, x, t = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1), scheduler.timesteps[0]
+        trial.step(x, t, trial.scale_model_input(x, t))
+    except (ValueError, IndexError) as error:
+        raise InvalidInput(
+            f"scheduler {name!r} cannot sample this model in num_inference_steps={steps}: {error}"
+        ) from error
+    return scheduler
+
+
+def noisy_steps(scheduler: Any, eta: float) -> tuple[int, ...]:
+    """The steps that inject noise of a standard deviation above zero, in order.
+
+    None without `eta`. With DDIM and eta > 0 all but the last, which lands on alpha = 1; where
+    the configuration says `set_alpha_to_one=False` the last step has a small noise too.
+    """
+    if eta == 0 or not isinstance(scheduler, DDIMScheduler):
+        return ()
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+
+    def moved(t: Tensor, noise: Tensor) -> Tensor:
+        prev: Tensor = scheduler.step(
+            zero, t, zero, eta=eta, variance_noise=noise, return_dict=False
+        )[0]
+        return prev
+
+    return tuple(
+        i
+        for i, t in enumerate(scheduler.timesteps)
+        if bool((moved(t, one) != moved(t, zero)).all())
+    )
+
+
+def step(
+    scheduler: Any,
+    prediction: Tensor,
+    t: Tensor,
+    latents: Tensor,
+    model_input: Tensor,
+    *,
+    eta: float,
+    noise: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One step of the scheduler: (x at the next timestep, estimate of x0), [n, C, h, w] each.
+
+    Args:
+        scheduler: a prepared copy; multistep ones change.
+        prediction: [n, C, h, w] the guided prediction.
+        t: the timestep, one of the scheduler's.
+        latents: [n, C, h, w] x_t in the scheduler's scaling.
+        model_input: [n, C, h, w] what `scale_model_input` made of it: alpha_t x0 + sigma_t eps
+            with alpha_t^2 + sigma_t^2 = 1.
+        eta: of DDIM.
+        noise: [n, C, h, w] standard normal, or None where the step has none.
+    """
+    extra: dict[str, Any] = {}
+    if isinstance(scheduler, DDIMScheduler):
+        extra = {"eta": eta}
+        if eta > 0:
+            # The step adds std * noise; where std is zero the noise is multiplied by zero.
+            extra["variance_noise"] = torch.zeros_like(latents) if noise is None else noise
+    out = scheduler.step(prediction, t, latents, return_dict=False, **extra)
+    previous: Tensor = out[0]
+    if len(out) > 1:
+        estimate: Tensor = out[1]
+    elif (
+        isinstance(scheduler, DPMSolverMultistepScheduler)
+        and scheduler.config.algorithm_type == "dpmsolver++"
+    ):
+        estimate = scheduler.model_outputs[-1]
+    else:
+        estimate = _closed_form(scheduler, prediction, t, model_input)
+    return previous, estimate.to(latents.dtype)
+
+
+def _closed_form(scheduler: Any, prediction: Tensor, t: Tensor, model_input: Tensor) -> Tensor:
+    """x0 = (x_t - sigma_t eps) / alpha_t, or from v: x0 = alpha_t x_t - sigma_t v."""
+    alpha_squared: Tensor = scheduler.alphas_cumprod[t.long()]
+    alpha, sigma = alpha_squared**0.5, (1 - alpha_squared) ** 0.5
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return (model_input - sigma * prediction) / alpha
+    if kind == "v_prediction":
+        return alpha * model_input - sigma * prediction
+    return prediction

@@ -1,0 +1,258 @@
+"""Sampling, written once: noise and conditioning in, latents out, differentiable.
+
+A pipeline's own `__call__` runs under `no_grad`; this is the same loop over the same components
+and the scheduler's own `step`, so that images agree with the pipeline's to float tolerance.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.budget import count
+from tiller.core.errors import Incompatible, InvalidInput
+from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.checkpointing import Checkpoint, Plan, chosen, recomputed, saved_bytes
+from tiller.models.gradient import Gradient, Window
+from tiller.models.guidance import Denoiser, guided
+from tiller.models.schedulers import noisy_steps, prepared, step
+
+__all__ = ["Gradient", "Hook", "Trajectory"]
+
+Hook = Callable[[int, Tensor, Tensor], Tensor]
+"""(index, latents [n, C, h, w] after the step, x0 estimate [n, C, h, w]) -> latents to go on with.
+
+Called once a step for all candidates together: previews return the latents as they came, guidance
+changes them, particle methods resample their rows.
+"""
+
+
+class Trajectory:
+    """The sampling map x_T, step noises, conditioning -> latents, for fixed settings.
+
+    A candidate's noise is one tensor [slots, C, h, w] of standard normal numbers. Slot 0 is x_T
+    (the scheduler's `init_noise_sigma` is applied inside); with DDIM and eta > 0 there is one
+    more slot for each step whose variance is above zero, so none is dead.
+
+    Attributes:
+        model: the frozen model.
+        settings: how it is sampled.
+        timesteps: [num_steps] the scheduler's, on the CPU.
+        noise_shape: (slots, C, h, w).
+        plan: what the latest `run` kept and recomputed; `str(plan)` is a sentence.
+
+    Raises:
+        InvalidInput: a size that the model cannot draw, or an impossible schedule.
+
+    Example:
+        >>> model = tiller.load_model("emoji")                              # doctest: +SKIP
+        >>> path = Trajectory(model, model.defaults)                        # doctest: +SKIP
+        >>> noise = path.sample_noise(torch.Generator().manual_seed(0))[None]   # doctest: +SKIP
+        >>> noise.requires_grad_()                                          # doctest: +SKIP
+        >>> latents = path.run(noise, model.encode(["a red cat"]), gradient=Gradient.full())
+        ...                                                                 # doctest: +SKIP
+        >>> model.decode(latents).mean().backward()                         # doctest: +SKIP
+    """
+
+    def __init__(self, model: FrozenModel, settings: SamplerSettings | None = None) -> None:
+        self.model = model
+        self.settings = settings or model.defaults
+        self._scheduler = prepared(
+            model.scheduler, self.settings.scheduler, self.settings.num_inference_steps
+        )
+        self.timesteps: Tensor = self._scheduler.timesteps
+        self._device_timesteps = self.timesteps.to(model.device)
+        noisy = noisy_steps(self._scheduler, self.settings.eta)
+        self._slot = {index: slot for slot, index in enumerate(noisy, start=1)}
+        self.noise_shape = (1 + len(noisy), *self._latent_shape())
+        self.plan: Plan | None = None
+        self._step_bytes: dict[tuple[Any, ...], int] = {}
+
+    @property
+    def num_steps(self) -> int:
+        """Denoiser calls of a whole trajectory; T, or T + 1 with PNDM."""
+        return len(self.timesteps)
+
+    def sample_noise(self, generator: torch.Generator) -> Tensor:
+        """One candidate's noise [slots, C, h, w], float32 on the CPU.
+
+        Slots are drawn one after another, in the order in which a pipeline draws them.
+        """
+        slots, *shape = self.noise_shape
+        return torch.stack([torch.randn(shape, generator=generator) for _ in range(slots)])
+
+    def run(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        *,
+        gradient: Gradient = Gradient.none(),  # noqa: B008  # frozen
+        checkpoint: Checkpoint = "auto",
+        memory_budget: int | None = None,
+        hook: Hook | None = None,
+    ) -> Tensor:
+        """The latents [n, C, h, w] at the end of the trajectory, or where a shortcut leaves it.
+
+        Args:
+            noise: [n, slots, C, h, w], standard normal.
+            conditioning: of n candidates, or of one for all.
+            gradient: which steps carry a graph, to `noise` and to the conditioning.
+            checkpoint: "keep" all activations, "recompute" all, the number of steps to keep, or
+                "auto": as many as fit the budget.
+            memory_budget: bytes of activations for "auto"; by default half of the free memory.
+            hook: called once a step, see `Hook`.
+
+        Raises:
+            InvalidInput: a wrong shape, or a gradient mode that reaches beyond the trajectory.
+            Incompatible: the noise wants a gradient that this mode cannot give.
+        """
+        self._check(noise)
+        window = gradient.window(self.num_steps)
+        noise = noise.to(device=self.model.device, dtype=self.model.dtype)
+        conditioning = conditioning.expand(len(noise))
+        denoiser = guided(self.model, conditioning, self.settings.guidance_scale)
+        graph = torch.is_grad_enabled()
+        if graph and noise.requires_grad and not any(v.requires_grad for v in denoiser.inputs):
+            self._check_reaches_noise(gradient, window)
+        calls = _Calls(denoiser, len(noise) * denoiser.branches)
+        self.plan = chosen(
+            checkpoint,
+            window.steps if graph else 0,
+            measure=lambda: len(noise) * self._measured(denoiser, calls),
+            memory_budget=memory_budget,
+            device=self.model.device,
+        )
+        first_kept = window.stop - self.plan.kept
+        scheduler = copy.deepcopy(self._scheduler)
+        latents: Tensor = noise[:, 0] * scheduler.init_noise_sigma
+        for index in range(window.stop):
+            with torch.set_grad_enabled(graph and index >= window.start):
+                if 0 < window.start >= index:  # before and where the gradient starts: a constant
+                    latents = latents.detach()
+                t = self.timesteps[index]
+                model_input = scheduler.scale_model_input(latents, t)
+                prediction = calls(
+                    model_input, self._device_timesteps[index], keep=index >= first_kept
+                )
+                slot = self._slot.get(index)
+                latents, estimate = step(
+                    scheduler,
+                    prediction,
+                    t,
+                    latents,
+                    model_input,
+                    eta=self.settings.eta,
+                    noise=None if slot is None else noise[:, slot],
+                )
+                if window.closed_form and index == window.stop - 1:
+                    latents = estimate
+                if hook is not None:
+                    latents = _hooked(hook, index, latents, estimate)
+        count(images=len(noise))
+        return latents if window.steps else latents.detach()
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        scale = self.model.latent_scale
+        height, width = self.settings.height, self.settings.width
+        if height % scale or width % scale:
+            raise InvalidInput(
+                f"{height=} and {width=} must be multiples of {scale}, the pixels per latent"
+            )
+        return self.model.latent_shape[0], height // scale, width // scale
+
+    def _check(self, noise: Tensor) -> None:
+        if noise.ndim != 5 or tuple(noise.shape[1:]) != self.noise_shape or not len(noise):
+            raise InvalidInput(
+                f"noise must be [n, {', '.join(map(str, self.noise_shape))}] for these settings, "
+                f"got {list(noise.shape)}"
+            )
+
+    def _check_reaches_noise(self, gradient: Gradient, window: Window) -> None:
+        used = range(window.start, window.stop - window.closed_form)
+        if window.steps and window.start > 0 and not any(index in self._slot for index in used):
+            raise Incompatible(
+                f"the gradient mode {gradient} reaches none of the noise: x_T comes before the "
+                f"first step that carries a gradient, and with eta={self.settings.eta:g} no step "
+                "in its reach has noise of its own. Use the mode full, or eta=1 with DDIM"
+            )
+
+    def _measured(self, denoiser: Denoiser, calls: _Calls) -> int:
+        """Bytes that one step keeps for one candidate; measured once, by one forward."""
+        wanted = tuple(tensor.requires_grad for tensor in denoiser.inputs)
+        key = (denoiser.branches, wanted, *(tuple(v.shape[1:]) for v in denoiser.inputs))
+        if key not in self._step_bytes:
+            rows = slice(None, None, len(denoiser.inputs[0]) // denoiser.branches)
+            inputs = tuple(
+                tensor[rows].detach().requires_grad_(need)
+                for tensor, need in zip(denoiser.inputs, wanted, strict=True)
+            )
+            latents = torch.zeros(
+                1,
+                *self.noise_shape[1:],
+                device=self.model.device,
+                dtype=self.model.dtype,
+                requires_grad=True,
+            )
+            self._step_bytes[key] = saved_bytes(
+                lambda: denoiser(latents, self._device_timesteps[0], *inputs)
+            )
+            count(recomputes=denoiser.branches)
+        return self._step_bytes[key]
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Calls of the denoiser in one trajectory, each counted once forwards and once backwards.
+
+    `amount` is candidates times branches. A backward may run on another thread (it does on
+    accelerators), where the caller's meter is not active: it is counted in the context of the
+    forward.
+    """
+
+    denoiser: Denoiser
+    amount: int
+
+    def __call__(self, latents: Tensor, t: Tensor, *, keep: bool) -> Tensor:
+        denoiser, amount = self.denoiser, self.amount
+        count(forwards=amount)
+        if not torch.is_grad_enabled():
+            return denoiser(latents, t, *denoiser.inputs)
+        context = contextvars.copy_context()
+
+        def function(x: Tensor, *inputs: Tensor) -> Tensor:
+            return denoiser(x, t, *inputs)
+
+        if keep:
+            # A node for each step, so that the sums over its layers are made as recomputation
+            # makes them: the gradient is the same bit for bit, however much is kept.
+            own = (v.view_as(v) if v.requires_grad else v for v in (latents, *denoiser.inputs))
+            out = function(*own)
+        else:
+            out = recomputed(
+                function,
+                latents,
+                denoiser.inputs,
+                lambda: context.run(count, recomputes=amount),
+            )
+        if out.requires_grad:
+            out.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad: context.run(count, backwards=amount)
+            )
+        return out
+
+
+def _hooked(hook: Hook, index: int, latents: Tensor, estimate: Tensor) -> Tensor:
+    returned = hook(index, latents, estimate)
+    if not isinstance(returned, Tensor) or returned.shape != latents.shape:
+        got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+        raise InvalidInput(
+            f"a hook must return latents of shape {list(latents.shape)}, got {got} at {index=}; "
+            "a hook that only looks returns what it was given"
+        )
+    return returned
