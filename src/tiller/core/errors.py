@@ -29,3 +29,7 @@ class MissingDependency(TillerError):
 
 class RunError(TillerError):
     """A run folder cannot be written, read, locked or resumed."""
+
+
+class TillerNotice(UserWarning):
+    """A fact that the user should know and that stops nothing: a reward treated as a black box."""
