@@ -168,14 +168,19 @@ _active: ContextVar[Meter | None] = ContextVar("tiller_meter", default=None)
 
 @contextmanager
 def metered() -> Iterator[Meter]:
-    """Count everything done inside the block, wall time and peak memory included."""
-    meter = Meter()
+    """Count everything done inside the block, wall time and peak memory included.
+
+    What a block inside another counts, the outer one counts too.
+    """
+    meter, outer = Meter(), _active.get()
     token = _active.set(meter)
     started = time.perf_counter()
     try:
         yield meter
     finally:
         _active.reset(token)
+        if outer is not None:  # its own clock covers the seconds
+            outer.cost = outer.cost + meter.cost
         meter.cost = replace(
             meter.cost,
             seconds=meter.cost.seconds + time.perf_counter() - started,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.core.budget import Cost, count, metered
+from tiller.core.budget import Cost, metered
 from tiller.core.errors import RewardError
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw
@@ -113,12 +113,6 @@ def evaluate(
             total = reward - penalty[first : first + size]
             k = int(total.argmax())
             best_reward_y.append((float(total[k]), first + k, objective.pick(estimate.y, k)))
-    count(
-        **{
-            name: getattr(meter.cost, name)
-            for name in ("forwards", "backwards", "recomputes", "images", "reward_calls", "tokens")
-        }
-    )
     reward = torch.cat(rewards)
     grad = torch.cat(grads) if grads else None
     if grad is not None:
