@@ -1,1 +1,1 @@
-"""Conformance suites and fakes, shipped for tests; never a default path."""
+"""Shipped test helpers: conformance suites for third parties' parts, and fakes named as such."""

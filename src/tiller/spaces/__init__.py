@@ -1,0 +1,1 @@
+"""Spaces: what may change in a frozen model's input, one file a kind."""
