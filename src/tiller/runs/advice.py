@@ -1,0 +1,55 @@
+"""What a run's curves say to do next. Stopping is a result with advice, not an exception."""
+
+from __future__ import annotations
+
+from tiller.runs.record import Record
+
+
+def change(record: Record, name: str) -> float | None:
+    """How much a reward of the best picture rose over the unsteered one, None if unknown."""
+    before = (record.baseline.get("scores") or {}).get(name)
+    after = (record.last.get("scores") or {}).get(name)
+    return None if before is None or after is None else float(after) - float(before)
+
+
+def advice(record: Record) -> list[str]:
+    """Sentences for the person who started the run, the most useful first."""
+    steps = record.steps
+    if not steps:
+        return ["No round was finished. `tiller resume` continues the run."]
+    found: list[str] = []
+    if record.error is not None:
+        found.append(
+            "The run ended with an error; the best so far is kept. Once its cause is removed, "
+            "`tiller resume` continues."
+        )
+    elif record.stopped is None:
+        found.append("The run is not finished. `tiller resume` continues it.")
+    gains = {name: change(record, name) for name in steps[-1].get("scores") or {}}
+    aims = [gain for name, gain in gains.items() if name not in record.held_out]
+    rose = any(gain is not None and gain > 0 for gain in aims)
+    if not rose and aims:
+        found.append(
+            "Nothing better than the unsteered picture was found. Try more steps, another seed, "
+            "or first the best of many seeds (`--method best_of_n`)."
+        )
+    fell = [n for n in record.held_out if (gain := gains.get(n)) is not None and gain < 0]
+    if rose and fell:
+        found.append(
+            f"The score rose while {', '.join(fell)}, which was not optimized, fell: look whether "
+            "the picture really got better. Earlier pictures of the filmstrip, fewer steps, or "
+            "a weighted sum of both rewards may be better choices."
+        )
+    ended_on_budget = (record.stopped or "").startswith("budget")
+    if rose and ended_on_budget and len(steps) >= 5:
+        late = record.best_step / steps[-1]["step"]
+        if late > 0.9:
+            found.append(
+                "It was still improving when the budget ended: a larger one may give more."
+            )
+        elif late < 0.5:
+            found.append(
+                f"Nothing better came after round {record.best_step} of {steps[-1]['step']}: a "
+                "smaller budget would do, or spend it on other seeds."
+            )
+    return found or ["The score rose, and nothing that was watched fell."]

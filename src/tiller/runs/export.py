@@ -1,0 +1,163 @@
+"""What leaves a run for other programs: the picture, the words, and a script without Tiller.
+
+The script needs the names that `RunStore.save_best` was given as metadata: `prompt`,
+`negative_prompt`, `model_path` or else `model` (hub id, folder or single file; None for a pipeline
+object), `scheduler` (its short name), `num_inference_steps`, `guidance_scale`, `eta`, `height`,
+`width`, `dtype`, `device`. The sampler's may be under `sampler`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiller.core.errors import InvalidInput, RunError
+from tiller.runs.files import explained, write_atomically
+from tiller.runs.record import Record, read_run
+from tiller.runs.templating import rendered
+
+FORMATS = ("png", "prompt", "python")
+_ELSEWHERE = ("diffusers", "a1111", "comfyui")
+_CLASSES = {
+    "ddim": "DDIMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+}
+
+
+def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> str | Path:
+    """Export the best of a run.
+
+    Args:
+        run_dir: the run's folder.
+        to: `png` (the picture, with its settings inside), `prompt` (the words) or `python` (a
+            script in plain diffusers that redraws the picture, with its `noise.safetensors`).
+        folder: where files go; `<run>/exports/<to>` if not given.
+
+    Returns:
+        The words for `prompt`; else the path of the picture or the script.
+
+    Raises:
+        InvalidInput: this run cannot be exported to `to`.
+        RunError: the run cannot be read, or the export not written.
+    """
+    record = read_run(run_dir)
+    if to not in FORMATS:
+        kind = "learned embeddings, and this run has none" if to in _ELSEWHERE else "unknown"
+        raise InvalidInput(
+            f"cannot export to {to!r}: it is {kind}. This run has: {', '.join(available(record))}"
+        )
+    if to == "prompt":
+        return _words(record)
+    target = record.path / "exports" / to if folder is None else Path(folder).absolute()
+    if to == "png":
+        picture = record.best_image
+        if picture is None:
+            raise RunError(f"{record.path} has no picture yet. Resume it first (`tiller resume`)")
+        with explained(picture, "read the picture"):
+            data = picture.read_bytes()
+        return _write(target, {"best.png": data}) / "best.png"
+    settings, data = _inputs(record)
+    noise_file, slots = _noise_file(settings, data)
+    script = redraw_script(settings, slots)
+    files = {"noise.safetensors": noise_file, "redraw.py": script.encode("utf-8")}
+    return _write(target, files) / "redraw.py"
+
+
+def available(record: Record) -> list[str]:
+    """The exports that a run has."""
+    found = {
+        "png": record.best_image is not None,
+        "prompt": True,
+        "python": record.inputs() is not None,
+    }
+    return [name for name in FORMATS if found[name]]
+
+
+def _words(record: Record) -> str:
+    best = record.inputs()
+    settings = best[0] if best is not None else {}
+    prompt = settings.get("prompt", record.prompt)
+    negative = settings.get("negative_prompt", record.negative_prompt)
+    return f"{prompt}\nNegative prompt: {negative}\n" if negative else f"{prompt}\n"
+
+
+def _inputs(record: Record) -> tuple[dict[str, Any], bytes]:
+    best = record.inputs()
+    if best is None:
+        raise RunError(
+            f"{record.path} has no best.safetensors: no round of it was finished. Resume it first "
+            f"(`tiller resume`). This run has: {', '.join(available(record))}"
+        )
+    missing = [k for k in ("prompt", "num_inference_steps", "guidance_scale") if k not in best[0]]
+    if missing:
+        raise RunError(f"{record.path}/best.safetensors lacks {missing}; repeat the run")
+    return best
+
+
+def _noise_file(settings: dict[str, Any], data: bytes) -> tuple[bytes, dict[str, int]]:
+    """`noise.safetensors`, and its tensors' names with their first dimension."""
+    from safetensors.torch import load, save
+
+    tensors = load(data)
+    noise = tensors.get("noise")
+    if noise is None:
+        raise RunError("best.safetensors has no noise; repeat the run")
+    tensors["noise"] = noise[0] if noise.ndim == 5 else noise
+    names = ("scheduler", "num_inference_steps", "eta", "guidance_scale")
+    about = {name: str(settings[name]) for name in names if settings.get(name) is not None}
+    slots = {name: len(tensor) for name, tensor in tensors.items()}
+    return save(tensors, {"layout": _LAYOUT, **about}), slots
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> Path:
+    with explained(folder, "make the export's folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomically(folder / name, data, f"write {name}")
+    return folder
+
+
+_LAYOUT = "noise [slots, C, h, w]: slot 0 is x_T, slot k the noise added by step k - 1"
+
+
+def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
+    """The text of `redraw.py`.
+
+    Args:
+        settings: see the module's text.
+        slots: the names of the tensors in `noise.safetensors` with their first dimension.
+
+    Raises:
+        RunError: the scheduler is not one that a script can be given, or not with a noise a step.
+    """
+    stepwise = slots.get("noise", 1) > 1
+    name = str(settings.get("scheduler") or "ddim")
+    if name not in _CLASSES or (stepwise and name != "ddim"):
+        raise RunError(
+            f"a script can redraw runs of {', '.join(_CLASSES)}, and with a noise at each step of "
+            f"ddim alone; this run has {name!r}. Export it to png or prompt"
+        )
+    model = settings.get("model_path") or settings.get("model")
+    dtype = str(settings.get("dtype") or "float32").removeprefix("torch.")
+    single = str(model).endswith((".safetensors", ".ckpt"))
+    return rendered(
+        "redraw.py.j2",
+        scheduler=_CLASSES[name],
+        stepwise=stepwise,
+        model=None if model is None else str(model),
+        loader="from_single_file" if single else "from_pretrained",
+        prompt=str(settings.get("prompt") or ""),
+        negative_prompt=str(settings.get("negative_prompt") or ""),
+        device=str(settings.get("device") or "cpu"),
+        dtype=dtype if dtype in {"float16", "bfloat16", "float64"} else "float32",
+        embedded="prompt_embeds" in slots,
+        negative_embedded="negative_prompt_embeds" in slots,
+        num_inference_steps=int(settings["num_inference_steps"]),
+        guidance_scale=float(settings["guidance_scale"]),
+        eta=float(settings.get("eta") or 0),
+        height=int(settings.get("height") or 0),
+        width=int(settings.get("width") or 0),
+    )

@@ -1,0 +1,204 @@
+"""A run read back: its settings, its journal in order, its pictures; for reports and exports."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiller.core.errors import RunError
+from tiller.runs.files import explained
+from tiller.runs.journal import Entry
+from tiller.runs.spec import flattened, texts
+from tiller.runs.store import BEST, RunStore
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as its folder tells it.
+
+    Attributes:
+        path: the folder.
+        spec: all that repeats the run.
+        created: when, ISO text in UTC.
+        entries: the journal's lines.
+    """
+
+    path: Path
+    spec: dict[str, Any]
+    created: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(flattened(self.spec).get("method") or "")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The method's settings."""
+        method = self.spec.get("method")
+        return dict(method.get("settings") or {}) if isinstance(method, dict) else {}
+
+    @property
+    def citation(self) -> str:
+        """The paper that the method comes from, or an empty text."""
+        return str(self.spec.get("citation") or "")
+
+    @property
+    def prompt(self) -> str:
+        """What was asked for."""
+        return str(self.spec.get("prompt") or "")
+
+    @property
+    def negative_prompt(self) -> str:
+        """What was to be avoided."""
+        return str(self.spec.get("negative_prompt") or "")
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The names of the rewards that were only watched."""
+        return tuple(name.rpartition(":")[0] if _weighted(name) else name for name in self._watched)
+
+    @property
+    def rewards(self) -> list[str]:
+        """The rewards that were optimized, as they were given, weights included."""
+        return texts(self.spec.get("rewards") or self.spec.get("reward"))
+
+    @property
+    def _watched(self) -> list[str]:
+        return texts(self.spec.get("held_out"))
+
+    @property
+    def baseline(self) -> Entry:
+        """The journal's line about the unsteered picture, or an empty one."""
+        return next((e for e in self.entries if e.get("kind") == "baseline"), {})
+
+    @property
+    def steps(self) -> list[Entry]:
+        """The rounds, in order."""
+        return [e for e in self.entries if e.get("kind") == "step"]
+
+    @property
+    def last(self) -> Entry:
+        """The latest round, or an empty entry."""
+        return next((e for e in reversed(self.entries) if e.get("kind") == "step"), {})
+
+    @property
+    def best_step(self) -> int:
+        """The round in which the best was found, 0 if there is none."""
+        score, step = float("-inf"), 0
+        for entry in self.steps:
+            if entry["best_score"] > score:
+                score, step = entry["best_score"], entry["step"]
+        return step
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the search ended, None while it has not."""
+        stopped = self.last.get("stopped")
+        return None if stopped is None else str(stopped)
+
+    @property
+    def error(self) -> str | None:
+        """What the run failed with, if that was the last thing to happen."""
+        kinds = [e for e in self.entries if e.get("kind") in {"step", "error", "resumed"}]
+        return str(kinds[-1].get("text")) if kinds and kinds[-1]["kind"] == "error" else None
+
+    @property
+    def remarks(self) -> list[tuple[str, str]]:
+        """Notices and errors, as (kind, text)."""
+        wanted = ("notice", "error")
+        return [(e["kind"], str(e["text"])) for e in self.entries if e.get("kind") in wanted]
+
+    @property
+    def best_image(self) -> Path | None:
+        """The best picture so far."""
+        named = [str(e["image"]) for e in self.steps if e.get("image")]
+        for name in ("images/best.png", *reversed(named)):
+            if (self.path / name).is_file():
+                return self.path / name
+        return None
+
+    @property
+    def baseline_image(self) -> Path | None:
+        """The unsteered picture."""
+        path = self.path / str(self.baseline.get("image") or "images/baseline.png")
+        return path if path.is_file() else None
+
+    def frames(self) -> list[tuple[Entry, Path]]:
+        """The rounds that found a better picture, with it."""
+        found = [(e, self.path / e["image"]) for e in self.steps if e.get("image")]
+        return [(entry, path) for entry, path in found if path.is_file()]
+
+    def inputs(self) -> tuple[dict[str, Any], bytes] | None:
+        """The metadata and the bytes of `best.safetensors`, None where there is none.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self.path / BEST
+        if not path.is_file():
+            return None
+        with explained(path, "read the best picture's inputs"):
+            data = path.read_bytes()
+        try:
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])["__metadata__"]
+            return flattened(json.loads(header["tiller"])), data
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} is damaged ({error!r}). Resume or repeat the run to write it again"
+            ) from error
+
+    def command(self) -> str:
+        """The command that repeats the run, quoted for a shell.
+
+        A spec may carry it as `command`, a list of arguments; otherwise it is put together.
+        """
+        given = self.spec.get("command")
+        return shlex.join(texts(given) if given else self._arguments())
+
+    def _arguments(self) -> list[str]:
+        spec = self.spec
+        words: list[str] = ["tiller", "steer"]
+        if not self.prompt.startswith("-"):
+            words.append(self.prompt)
+        single = (("--method", self.method), ("--model", spec.get("model")))
+        words += [w for flag, value in single if value for w in (flag, str(value))]
+        words += [w for name in self.rewards for w in ("--reward", name)]
+        words += [w for name in self._watched for w in ("--held-out", name)]
+        if self.negative_prompt:
+            words += ["--negative-prompt", self.negative_prompt]
+        if spec.get("seed") is not None:
+            words += ["--seed", str(spec["seed"])]
+        if spec.get("budget"):
+            words += ["--budget", str(spec["budget"])]
+        for name, value in self.fields.items():
+            if value is not None:
+                plain = value if isinstance(value, str) else json.dumps(value)
+                words += ["--set", f"{name}={plain}"]
+        return [*words, "--", self.prompt] if self.prompt.startswith("-") else words
+
+
+def read_run(path: str | Path) -> Record:
+    """The run in folder `path`; nothing is changed, and a run under way can be read.
+
+    Raises:
+        RunError: there is no run, or it is damaged.
+    """
+    store = RunStore.open(path)
+    return Record(store.path, store.spec, store.created, tuple(store.journal.read()))
+
+
+def _weighted(name: str) -> bool:
+    """Whether a reward is written as `name:weight`."""
+    if ":" not in name:
+        return False
+    try:
+        float(name.rpartition(":")[2])
+    except ValueError:
+        return False
+    return True

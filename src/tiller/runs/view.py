@@ -1,0 +1,281 @@
+"""What a page shows of a run: texts ready to print, pictures ready to embed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiller.runs.advice import advice
+from tiller.runs.files import megabytes
+from tiller.runs.png import open_png
+from tiller.runs.record import Record
+
+PIXELATED_UP_TO = 128  # pixels: smaller pictures are enlarged in squares, as they are
+FRAMES = 24  # of the filmstrip, at most: evenly chosen, so that the file stays small
+FRAME_PIXELS = 256  # longest side of a filmstrip picture
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """A picture inside the page."""
+
+    uri: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class ScoreView:
+    """One reward of the unsteered and the best picture, as texts."""
+
+    name: str
+    held_out: bool
+    before: str
+    after: str
+    change: str
+    direction: str  # "up", "down" or ""
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """One picture of the filmstrip."""
+
+    picture: PictureView
+    title: str
+    score: str
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as texts and pictures; see the templates for where each goes."""
+
+    name: str
+    created: str
+    prompt: str
+    negative_prompt: str
+    method: str
+    model: str
+    rewards: list[str]
+    seed: str
+    budget: str
+    before: PictureView | None
+    after: PictureView | None
+    best_step: int
+    scores: list[ScoreView]
+    frames: list[FrameView]
+    stopped: str
+    advice: list[str]
+    error: str | None
+    costs: list[tuple[str, str]]
+    model_calls: str
+    time: str
+    command: str
+    settings: list[tuple[str, str]]
+    remarks: list[tuple[str, str]]
+    citation: str
+    versions: str
+
+    @property
+    def by_name(self) -> dict[str, ScoreView]:
+        """The scores by their reward's name."""
+        return {score.name: score for score in self.scores}
+
+
+def view(record: Record) -> RunView:
+    """Everything that a page shows of `record`.
+
+    Raises:
+        RunError: a picture of the run is damaged.
+    """
+    spec = record.spec
+    cost = record.last.get("cost") or {}
+    versions = spec.get("versions") or {}
+    before, after = record.baseline_image, record.best_image
+    return RunView(
+        name=record.path.name,
+        created=record.created,
+        prompt=readable(record.prompt) or "(an empty prompt)",
+        negative_prompt=readable(record.negative_prompt),
+        method=record.method,
+        model=Path(str(spec.get("model") or "")).name,
+        rewards=[readable(name) for name in record.rewards],
+        seed=str(spec.get("seed", "")),
+        budget=str(spec.get("budget") or ""),
+        before=None if before is None else _picture(before),
+        after=None if after is None else _picture(after),
+        best_step=record.best_step,
+        scores=_scores(record),
+        frames=_frames(record),
+        stopped=_stopped(record),
+        advice=advice(record),
+        error=None if record.error is None else readable(record.error),
+        costs=_costs(cost),
+        model_calls=f"{cost.get('forwards', 0) + cost.get('backwards', 0):,}",
+        time=duration(float(cost.get("seconds", 0))),
+        command=readable(record.command()),
+        settings=_settings(record),
+        remarks=[(kind, readable(text)) for kind, text in record.remarks],
+        citation=record.citation,
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+    )
+
+
+def readable(text: str) -> str:
+    """`text` with control characters, which a page cannot show, replaced by their pictures."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f]",
+        lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])),
+        text,
+    )
+
+
+def number(value: float) -> str:
+    """Four digits that matter.
+
+    Example:
+        >>> number(0.87341), number(12345.6)
+        ('0.8734', '12,346')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(4.25), duration(75), duration(7300)
+        ('4.2 s', '1 min 15 s', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _scores(record: Record) -> list[ScoreView]:
+    before = record.baseline.get("scores") or {}
+    after = record.last.get("scores") or {}
+    names = sorted(dict.fromkeys([*before, *after]), key=lambda name: name in record.held_out)
+    return [
+        _score(name, name in record.held_out, before.get(name), after.get(name)) for name in names
+    ]
+
+
+def _score(name: str, held_out: bool, before: float | None, after: float | None) -> ScoreView:
+    known = before is not None and after is not None
+    gain = after - before if before is not None and after is not None else 0.0
+    return ScoreView(
+        name=readable(name),
+        held_out=held_out,
+        before="–" if before is None else number(before),
+        after="–" if after is None else number(after),
+        change=f"{gain:+.3g}".replace("-", "−") if known else "–",
+        direction="up" if gain > 0 else "down" if gain < 0 else "",
+    )
+
+
+def _frames(record: Record) -> list[FrameView]:
+    """The unsteered picture, then the best so far as it changed."""
+    found = _spread(record.frames(), FRAMES - 1)
+    if not found:
+        return []
+    frames = [
+        FrameView(_thumbnail(path), f"round {entry['step']}", number(entry["best_score"]))
+        for entry, path in found
+    ]
+    before = record.baseline_image
+    if before is not None:
+        frames.insert(0, FrameView(_thumbnail(before), "not steered", ""))
+    return frames
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of `items`, evenly chosen, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _stopped(record: Record) -> str:
+    if record.error is not None:
+        return "It stopped with an error"
+    stopped = record.stopped
+    if stopped is None:
+        return "It has not finished"
+    kind, _, detail = stopped.partition(": ")
+    if kind == "budget":
+        return f"It stopped because the budget was used ({detail})"
+    return f"It stopped: {stopped}"
+
+
+def _costs(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    calls = cost.get("forwards", 0) + cost.get("backwards", 0)
+    shown = [
+        ("Time", duration(float(cost.get("seconds", 0)))),
+        ("Rounds", f"{cost.get('steps', 0):,}"),
+        ("Forwards + backwards", f"{calls:,}"),
+    ]
+    counted = {
+        "Images": "images",
+        "Forwards": "forwards",
+        "Backwards": "backwards",
+        "Recomputed": "recomputes",
+        "Images scored": "reward_calls",
+        "LLM tokens": "tokens",
+    }
+    shown += [(name, f"{cost[key]:,}") for name, key in counted.items() if cost.get(key)]
+    if cost.get("peak_memory_bytes"):
+        shown.append(("Peak memory", megabytes(cost["peak_memory_bytes"])))
+    return shown
+
+
+def _settings(record: Record) -> list[tuple[str, str]]:
+    spec = record.spec
+    rows: list[tuple[str, Any]] = [
+        ("prompt", record.prompt),
+        ("negative prompt", record.negative_prompt or None),
+        ("model", spec.get("model")),
+        ("method", record.method),
+        *((f"method: {name}", value) for name, value in record.fields.items()),
+        ("rewards", ", ".join(record.rewards)),
+        ("held out", ", ".join(record.held_out) or None),
+        ("budget", spec.get("budget")),
+        ("seed", spec.get("seed")),
+        *((f"sampler: {name}", value) for name, value in (spec.get("sampler") or {}).items()),
+    ]
+    return [
+        (name, readable(value if isinstance(value, str) else json.dumps(value)))
+        for name, value in rows
+        if value is not None
+    ]
+
+
+def _picture(path: Path) -> PictureView:
+    """The file as it is, so that a picture saved from the page still says how it was made."""
+    image, _, _ = open_png(path)
+    return _embedded(path.read_bytes(), "png", *image.size)
+
+
+def _thumbnail(path: Path) -> PictureView:
+    image, _, _ = open_png(path)
+    if max(image.size) <= FRAME_PIXELS:
+        return _picture(path)
+    small = image.convert("RGB")
+    small.thumbnail((FRAME_PIXELS, FRAME_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return _embedded(buffer.getvalue(), "jpeg", *small.size)
+
+
+def _embedded(data: bytes, kind: str, width: int, height: int) -> PictureView:
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return PictureView(uri, width, height, pixelated=max(width, height) <= PIXELATED_UP_TO)
