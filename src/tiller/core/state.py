@@ -65,7 +65,9 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"a state's dicts need str keys, got {key!r} at {path or 'its root'}")
+                raise TypeError(
+                    f"a state's dicts need str keys, got {key!r} at {path or 'its root'}"
+                )
         return _marked({k: _pack(v, _join(path, k), tensors) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
         return [_pack(item, _join(path, str(i)), tensors) for i, item in enumerate(value)]
@@ -126,7 +128,7 @@ def _unpack(hint: Any, tree: Any, tensors: dict[str, Tensor]) -> Any:
     if hint is float and isinstance(tree, int):
         return float(tree)
     kind = origin or hint
-    if isinstance(kind, type) and not isinstance(tree, kind):
+    if hint is not Any and isinstance(kind, type) and not isinstance(tree, kind):
         raise TypeError(f"expected {kind.__name__}, got {tree!r}")
     return tree
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Shaped
-from torch import Tensor
-
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Evaluation
 from tiller.core.rng import Stream
+from tiller.core.shapes import Candidates
 from tiller.core.solver import Solver
 from tiller.core.space import Space
 
@@ -60,7 +58,7 @@ class BestOfN(Solver[BestOfNState]):
         """Nothing evaluated."""
         return BestOfNState(0)
 
-    def ask(self, space: Space[Any], state: BestOfNState, rng: Stream) -> Shaped[Tensor, "n ..."]:
+    def ask(self, space: Space[Any], state: BestOfNState, rng: Stream) -> Candidates:
         """The next samples [batch, ...], fewer where `n` leaves fewer."""
         left = self.batch if self.n is None else self.n - state.evaluated
         return space.sample(min(self.batch, left), rng)
@@ -69,7 +67,7 @@ class BestOfN(Solver[BestOfNState]):
         self,
         space: Space[Any],
         state: BestOfNState,
-        z: Shaped[Tensor, "n ..."],
+        z: Candidates,
         evaluation: Evaluation,
     ) -> BestOfNState:
         """Counted; the loop itself remembers the best."""

@@ -3,8 +3,8 @@
 The strategy itself is the `cma` package's, by its authors. It is one large mutable object, so it
 cannot be the state: what is saved is the start and every score told, from which the object is
 rebuilt by playing the rounds again (its randomness comes from our stream, so they come out the
-same, bit by bit). The object in use rides along unsaved, so that only a resume pays: measured,
-less than a tenth of a second for 100 rounds in 20 dimensions.
+same, bit by bit). The object in use rides along unsaved, so that only a resume pays, and it pays
+what the package itself took so far: 6 ms a round in 20 dimensions, 12 ms in 600, on one core.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Evaluation
 from tiller.core.rng import Stream
+from tiller.core.shapes import Points
 from tiller.core.solver import Solver
 from tiller.core.space import Continuous, Space
 
@@ -170,7 +170,7 @@ class CmaEs(Solver[CmaState]):
         nothing = torch.zeros(0, 0, dtype=torch.float64)
         return CmaState(start, rng.seed, rng.name, rng.position, nothing, None)
 
-    def ask(self, space: Space[Any], state: CmaState, rng: Stream) -> Float[Tensor, "n *z"]:
+    def ask(self, space: Space[Any], state: CmaState, rng: Stream) -> Points:
         """A sample of the present distribution [popsize, ...]."""
         assert isinstance(space, Continuous), "check_compatible lets no other space in"
         strategy = self._strategy(state)
@@ -180,7 +180,7 @@ class CmaEs(Solver[CmaState]):
         return space.project(points.to(start).reshape(len(points), *start.shape[1:]))
 
     def tell(
-        self, space: Space[Any], state: CmaState, z: Float[Tensor, "n *z"], evaluation: Evaluation
+        self, space: Space[Any], state: CmaState, z: Points, evaluation: Evaluation
     ) -> CmaState:
         """The distribution moved towards the better half."""
         strategy = self._strategy(state)

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int64
 from torch import Generator, Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Evaluation
 from tiller.core.rng import Stream
+from tiller.core.shapes import Choices
 from tiller.core.solver import Solver
 from tiller.core.space import Discrete, Space
 from tiller.solvers._unseen import Candidate, integer, rows, tensor, uniform, unseen
@@ -95,9 +95,7 @@ class Evolution(Solver[EvolutionState]):
         nobody = tensor([], len(space.choices))
         return EvolutionState(nobody, torch.zeros(0, dtype=torch.float64), nobody)
 
-    def ask(
-        self, space: Space[Any], state: EvolutionState, rng: Stream
-    ) -> Int64[Tensor, "n positions"]:
+    def ask(self, space: Space[Any], state: EvolutionState, rng: Stream) -> Choices:
         """The next generation [n, positions]: all different, none seen before."""
         assert isinstance(space, Discrete)
         seen = set(rows(state.seen))
@@ -149,7 +147,7 @@ class Evolution(Solver[EvolutionState]):
         self,
         space: Space[Any],
         state: EvolutionState,
-        z: Int64[Tensor, "n positions"],
+        z: Choices,
         evaluation: Evaluation,
     ) -> EvolutionState:
         """The best `keep` of parents and children; at equal scores the older one lives."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Float
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, Estimator, Evaluation
 from tiller.core.rng import Stream
+from tiller.core.shapes import Points
 from tiller.core.solver import Solver
 from tiller.core.space import Continuous, Space
 from tiller.solvers.rules import Adam, Moments, UpdateRule
@@ -60,13 +60,13 @@ class Gradient(Solver[GradientState]):
         True
     """
 
-    rule: UpdateRule = Adam()
+    rule: UpdateRule = Adam()  # noqa: RUF009  # frozen, safe to share
     lr: float = 0.01
-    schedule: Schedule = Constant()
+    schedule: Schedule = Constant()  # noqa: RUF009  # frozen, safe to share
     clip_value: float | None = None
     clip_norm: float | None = None
     population: int = 1
-    estimator: Estimator = Autograd()
+    estimator: Estimator = Autograd()  # noqa: RUF009  # frozen, safe to share
 
     spaces: ClassVar[tuple[type[Space[Any]], ...]] = (Continuous,)
 
@@ -83,7 +83,7 @@ class Gradient(Solver[GradientState]):
         z = space.sample(self.population, rng)
         return GradientState(z, self.rule.init(z), 0)
 
-    def ask(self, space: Space[Any], state: GradientState, rng: Stream) -> Float[Tensor, "n *z"]:
+    def ask(self, space: Space[Any], state: GradientState, rng: Stream) -> Points:
         """Where the candidates stand [population, ...]."""
         return state.z
 
@@ -91,7 +91,7 @@ class Gradient(Solver[GradientState]):
         self,
         space: Space[Any],
         state: GradientState,
-        z: Float[Tensor, "n *z"],
+        z: Points,
         evaluation: Evaluation,
     ) -> GradientState:
         """One step uphill from z [population, ...]."""
@@ -107,9 +107,7 @@ class Gradient(Solver[GradientState]):
         return self.estimator
 
 
-def clip(
-    grad: Float[Tensor, "n *z"], *, value: float | None = None, norm: float | None = None
-) -> Float[Tensor, "n *z"]:
+def clip(grad: Points, *, value: float | None = None, norm: float | None = None) -> Points:
     """Cut each number of grad [n, ...] to +-value, then each candidate's length to `norm`.
 
         g_i <- g_i min(1, norm / (|g_i| + 1e-6))

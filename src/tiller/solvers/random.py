@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Evaluation
 from tiller.core.rng import Stream
+from tiller.core.shapes import Candidates
 from tiller.core.solver import Solver
 from tiller.core.space import Continuous, Discrete, Space
 from tiller.solvers._unseen import Candidate, rows, tensor, uniform, unseen
@@ -86,7 +86,7 @@ class Random(Solver[RandomState]):
         seen = tensor([], len(space.choices)) if isinstance(space, Discrete) else None
         return RandomState(None, -math.inf, seen)
 
-    def ask(self, space: Space[Any], state: RandomState, rng: Stream) -> Shaped[Tensor, "n ..."]:
+    def ask(self, space: Space[Any], state: RandomState, rng: Stream) -> Candidates:
         """The best candidate's neighbours, or what is left of a discrete space [batch, ...]."""
         if isinstance(space, Discrete):
             assert state.seen is not None
@@ -125,7 +125,7 @@ class Random(Solver[RandomState]):
         self,
         space: Space[Any],
         state: RandomState,
-        z: Shaped[Tensor, "n ..."],
+        z: Candidates,
         evaluation: Evaluation,
     ) -> RandomState:
         """The best so far, and what was tried."""

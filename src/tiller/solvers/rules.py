@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.core.shapes import Points
 
 Moments = tuple[Tensor, ...]
 
@@ -26,18 +26,18 @@ class UpdateRule(ABC):
     """How a gradient becomes a move. Subclasses are frozen dataclasses."""
 
     @abstractmethod
-    def init(self, z: Float[Tensor, "n *shape"]) -> Moments:
+    def init(self, z: Points) -> Moments:
         """The rule's memory before the first step, for candidates z [n, ...]."""
 
     @abstractmethod
     def update(
         self,
         state: Moments,
-        grad: Float[Tensor, "n *shape"],
-        z: Float[Tensor, "n *shape"],
+        grad: Points,
+        z: Points,
         lr: float,
         step: int,
-    ) -> tuple[Float[Tensor, "n *shape"], Moments]:
+    ) -> tuple[Points, Moments]:
         """The move to add to z, and the new memory.
 
         Args:
@@ -85,18 +85,18 @@ class Sgd(UpdateRule):
                 f"momentum={self.momentum!r}, dampening={self.dampening!r}"
             )
 
-    def init(self, z: Float[Tensor, "n *shape"]) -> Moments:
+    def init(self, z: Points) -> Moments:
         """The momentum, where there is one."""
         return (torch.zeros_like(z),) if self.momentum else ()
 
     def update(
         self,
         state: Moments,
-        grad: Float[Tensor, "n *shape"],
-        z: Float[Tensor, "n *shape"],
+        grad: Points,
+        z: Points,
         lr: float,
         step: int,
-    ) -> tuple[Float[Tensor, "n *shape"], Moments]:
+    ) -> tuple[Points, Moments]:
         """lr times the gradient with its momentum."""
         grad = grad - self.weight_decay * z
         if not self.momentum:
@@ -140,18 +140,18 @@ class Adam(UpdateRule):
         _check("eps", self.eps, 0.0, float("inf"))
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
 
-    def init(self, z: Float[Tensor, "n *shape"]) -> Moments:
+    def init(self, z: Points) -> Moments:
         """The two moments."""
         return torch.zeros_like(z), torch.zeros_like(z)
 
     def update(
         self,
         state: Moments,
-        grad: Float[Tensor, "n *shape"],
-        z: Float[Tensor, "n *shape"],
+        grad: Points,
+        z: Points,
         lr: float,
         step: int,
-    ) -> tuple[Float[Tensor, "n *shape"], Moments]:
+    ) -> tuple[Points, Moments]:
         """lr times the normalised first moment."""
         grad = grad - self.weight_decay * z
         move, state = _adam_move(state, grad, step, self.beta1, self.beta2, self.eps)
@@ -179,18 +179,18 @@ class AdamW(UpdateRule):
     def __post_init__(self) -> None:
         Adam(self.beta1, self.beta2, self.eps, self.weight_decay)
 
-    def init(self, z: Float[Tensor, "n *shape"]) -> Moments:
+    def init(self, z: Points) -> Moments:
         """The two moments."""
         return torch.zeros_like(z), torch.zeros_like(z)
 
     def update(
         self,
         state: Moments,
-        grad: Float[Tensor, "n *shape"],
-        z: Float[Tensor, "n *shape"],
+        grad: Points,
+        z: Points,
         lr: float,
         step: int,
-    ) -> tuple[Float[Tensor, "n *shape"], Moments]:
+    ) -> tuple[Points, Moments]:
         """lr times the normalised first moment, less the decay."""
         move, state = _adam_move(state, grad, step, self.beta1, self.beta2, self.eps)
         return lr * (move - self.weight_decay * z), state
@@ -220,7 +220,7 @@ class RmsProp(UpdateRule):
         _check("momentum", self.momentum, 0.0, 1.0)
         _check("weight_decay", self.weight_decay, 0.0, float("inf"))
 
-    def init(self, z: Float[Tensor, "n *shape"]) -> Moments:
+    def init(self, z: Points) -> Moments:
         """The second moment, and the momentum where there is one."""
         v = torch.zeros_like(z)
         return (v, torch.zeros_like(z)) if self.momentum else (v,)
@@ -228,11 +228,11 @@ class RmsProp(UpdateRule):
     def update(
         self,
         state: Moments,
-        grad: Float[Tensor, "n *shape"],
-        z: Float[Tensor, "n *shape"],
+        grad: Points,
+        z: Points,
         lr: float,
         step: int,
-    ) -> tuple[Float[Tensor, "n *shape"], Moments]:
+    ) -> tuple[Points, Moments]:
         """lr times the gradient over its root mean square."""
         grad = grad - self.weight_decay * z
         v = self.alpha * state[0] + (1 - self.alpha) * grad * grad

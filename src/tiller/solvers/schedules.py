@@ -97,7 +97,7 @@ class Warmup(Schedule):
     """
 
     steps: int
-    then: Schedule = Constant()
+    then: Schedule = Constant()  # frozen, safe to share
 
     def __post_init__(self) -> None:
         if self.steps < 1:

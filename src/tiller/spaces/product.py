@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.rng import Stream
+from tiller.core.shapes import Choices, Flat
 from tiller.core.space import Continuous, Discrete, Space
 
 
@@ -58,24 +58,24 @@ class ContinuousProduct(Continuous[tuple[Any, ...]]):
         """[d_1 + ... + d_k]."""
         return (sum(space.dimension for space in self.spaces),)
 
-    def sample(self, n: int, rng: Stream) -> Float[Tensor, "n d"]:
+    def sample(self, n: int, rng: Stream) -> Flat:
         """`n` points, each part drawn as its own space draws it."""
         parts = [part.flatten(1) for part in _sample_each(self.spaces, n, rng)]
         return torch.cat(parts, dim=1)
 
-    def decode(self, z: Float[Tensor, "n d"]) -> tuple[Any, ...]:
+    def decode(self, z: Flat) -> tuple[Any, ...]:
         """Each part's own decoding."""
         pairs = zip(self.spaces, self._split(z), strict=True)
         return tuple(space.decode(part) for space, part in pairs)
 
-    def project(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def project(self, z: Flat) -> Flat:
         """Each part's own projection."""
         pairs = zip(self.spaces, self._split(z), strict=True)
         return torch.cat([space.project(part).flatten(1) for space, part in pairs], dim=1)
 
     def _split(self, z: Tensor) -> list[Tensor]:
         """z [n, d] as one [n, *shape] a space."""
-        parts = z.split([space.dimension for space in self.spaces], dim=1)
+        parts = torch.split(z, [space.dimension for space in self.spaces], dim=1)
         pairs = zip(self.spaces, parts, strict=True)
         return [part.reshape(len(z), *space.shape) for space, part in pairs]
 
@@ -95,13 +95,13 @@ class DiscreteProduct(Discrete[tuple[Any, ...]]):
         """All spaces' choices, in order."""
         return tuple(limit for space in self.spaces for limit in space.choices)
 
-    def sample(self, n: int, rng: Stream) -> Int64[Tensor, "n positions"]:
+    def sample(self, n: int, rng: Stream) -> Choices:
         """`n` points, each part drawn as its own space draws it."""
         return torch.cat(_sample_each(self.spaces, n, rng), dim=1)
 
-    def decode(self, z: Int64[Tensor, "n positions"]) -> tuple[Any, ...]:
+    def decode(self, z: Choices) -> tuple[Any, ...]:
         """Each part's own decoding."""
-        parts = z.split([len(space.choices) for space in self.spaces], dim=1)
+        parts = torch.split(z, [len(space.choices) for space in self.spaces], dim=1)
         return tuple(space.decode(part) for space, part in zip(self.spaces, parts, strict=True))
 
     def describe(self) -> str:

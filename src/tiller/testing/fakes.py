@@ -28,9 +28,7 @@ class FakeBox(Continuous[Tensor]):
 
     def sample(self, n: int, rng: Stream) -> Tensor:
         """`n` normal draws [n, *shape], clamped."""
-        draws = [
-            torch.randn(self._shape, generator=rng.next(), dtype=self.dtype) for _ in range(n)
-        ]
+        draws = [torch.randn(self._shape, generator=rng.next(), dtype=self.dtype) for _ in range(n)]
         return self.project(torch.stack(draws))
 
     def decode(self, z: Tensor) -> Tensor:
