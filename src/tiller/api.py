@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +22,18 @@ from tiller.core.rng import Draw
 from tiller.core.search import Step, search_phases
 from tiller.core.state import Packed, pack
 from tiller.methods._catalog import make_method
+from tiller.methods._pictures import Pictures
 from tiller.methods.base import Method, Task
-from tiller.models import load_model
 from tiller.models.base import FrozenModel
 from tiller.models.inputs import Inputs
-from tiller.rewards import make_reward
-from tiller.rewards.compose import RewardSum
+from tiller.models.loader import BUNDLED, load_model
+from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.runs.png import to_image
-from tiller.runs.store import RunStore
+from tiller.runs.record import read_run
+from tiller.runs.store import RunStore, versions
 
-RewardSpec = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
+OneReward = str | Reward | Callable[..., Any]
+RewardSpec = OneReward | Sequence[OneReward]
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ def steer(
     optimized = make_reward(reward)
     name, chosen = make_method(method, settings, optimized)
     spec = {
-        "method": {"name": name, "asked": method, "settings": _changed(chosen)},
+        "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
-        "model": loaded.spec,
+        "model": loaded.source,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "reward": optimized.spec,
@@ -134,11 +134,11 @@ def steer(
         "budget": str(budget or chosen.default_budget),
         "seed": seed,
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
-        "versions": _versions(),
+        "versions": versions(),
     }
     run = _Run.of(spec, loaded, chosen, optimized)
     run.phases[0].build(None)
-    store = RunStore.create(Path(out), spec, name)
+    store = RunStore.create(out, spec, name)
     return _drive(run, store, None, on_step)
 
 
@@ -161,8 +161,8 @@ def resume(
     Raises:
         RunError: no run there, it is damaged, in use by another process, or of other code.
     """
-    store = RunStore.open(Path(run_dir))
-    spec = store.spec
+    store = RunStore.open(run_dir).lock()
+    spec: Mapping[str, Any] = store.spec
     if model is None and spec["model"] is None:
         raise RunError(
             f"{run_dir} was made with a pipeline object; pass it: resume(run, model=...)"
@@ -172,6 +172,12 @@ def resume(
     loaded = model or load_model(spec["model"])
     optimized = make_reward(reward if reward is not None else spec["reward"])
     _, chosen = make_method(spec["method"]["name"], spec["method"]["settings"], optimized)
+    sampler = dataclasses.asdict(chosen.sampler(loaded))
+    if sampler != spec["sampler"]:
+        raise RunError(
+            f"{run_dir} was drawn with {spec['sampler']}, this model would draw with {sampler}; "
+            "pass the model as it was loaded then: resume(run, model=...)"
+        )
     if budget is not None:
         spec = {**spec, "budget": str(Budget.parse(budget) if isinstance(budget, str) else budget)}
     return _drive(_Run.of(spec, loaded, chosen, optimized), store, store.load_state(), on_step)
@@ -228,77 +234,84 @@ def _drive(
     on_step: Callable[[Progress], None] | None,
 ) -> Result:
     """Run the search and keep the folder in step with it; the state on disk is the truth."""
-    with store.lock(), interruptible() as interrupted:
+    with store, interruptible() as interrupted:
         if saved is None:
             store.rewind(0)
-            picture = run.draw_baseline()
-            baseline = Picture(to_image(picture), run.scores(picture))
-            store.save_image("baseline", picture, _about(run, 0, baseline.scores))
-            store.append(
-                {"kind": "baseline", "scores": baseline.scores, "image": "images/baseline.png"}
-            )
-            scores = baseline.scores
+            baseline = _draw_baseline(run, store)
         else:
             store.rewind(saved.tree["round"])
             store.append({"kind": "resumed", "step": saved.tree["round"], "time": _now()})
             baseline = _picture(store, "baseline")
-            scores = _picture(store, "best").scores
-        stopped, cost = "the budget was already used", Cost()
+        scores = baseline.scores if saved is None else _picture(store, "best").scores
+        planned = False
         try:
             for step in search_phases(run.phases, run.budget, seed=run.spec["seed"], resume=saved):
                 fresh = step.best.round == step.index
                 if fresh:
                     scores = run.scores(step.best.y)
-                    with torch.no_grad():
-                        inputs = step.problem.space.decode(step.best.z)
-                    _save_best(store, run, inputs, step.best.y, step.index, scores)
-                stopped = step.stopped or ("interrupted" if interrupted() else None) or ""
-                store.append(_entry(step, scores, fresh, stopped))
-                store.save_state(pack(step.state))
-                cost = step.cost
+                    _save_best(store, run, step, scores)
+                if step.evaluation.grad is not None and not planned:
+                    planned = _say_plan(store, step)
+                stopped = step.stopped or ("interrupted" if interrupted() else None)
+                store.checkpoint(pack(step.state), _entry(step, scores, fresh, stopped))
                 if on_step is not None:
                     on_step(Progress(step, scores, baseline.scores, run.budget, store.path))
                 if stopped:
                     break
         except TillerError as error:
             store.append({"kind": "error", "text": str(error), "time": _now()})
+            error.add_note(f"run: {store.path}")
             raise
-    return Result(
-        method=run.spec["method"]["name"],
-        prompt=run.task.prompt,
-        best=_picture(store, "best"),
-        baseline=baseline,
-        cost=cost,
-        stopped=stopped,
-        run_dir=store.path,
-    )
+    return open_run(store.path)
 
 
-def _save_best(
-    store: RunStore, run: _Run, inputs: Inputs, picture: Tensor, step: int, scores: dict[str, float]
-) -> None:
+def _say_plan(store: RunStore, step: Step) -> bool:
+    """Note which activations the gradient keeps and which it recomputes."""
+    objective = step.problem.objective
+    if isinstance(objective, Pictures):
+        store.append({"kind": "notice", "text": f"gradient: {objective.trajectory.plan}"})
+    return True
+
+
+def _draw_baseline(run: _Run, store: RunStore) -> Picture:
+    picture = run.draw_baseline()
+    baseline = Picture(to_image(picture), run.scores(picture))
+    store.save_image("baseline.png", picture, _about(run, 0, baseline.scores))
+    store.append({"kind": "baseline", "scores": baseline.scores, "image": "images/baseline.png"})
+    return baseline
+
+
+def _save_best(store: RunStore, run: _Run, step: Step, scores: dict[str, float]) -> None:
     """The best so far as a film frame, as `best.png`, and as the tensors that redraw it."""
-    about = _about(run, step, scores)
-    store.save_image(f"best-{step:04d}", picture, about)
-    store.save_image("best", picture, about)
-    tensors = {
-        "noise": inputs.noise,
-        **{
-            field.name: value
-            for field in dataclasses.fields(inputs.conditioning)
-            if (value := getattr(inputs.conditioning, field.name)) is not None
-        },
-    }
-    store.save_best({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
+    about = _about(run, step.index, scores)
+    store.save_image(f"best-{step.index:04d}.png", step.best.y, about)
+    store.save_image("best.png", step.best.y, about)
+    with torch.no_grad():
+        inputs: Inputs = step.problem.space.decode(step.best.z)
+    tensors = {"noise": inputs.noise[0].contiguous()}
+    words = run.task.conditioning()
+    for field in dataclasses.fields(words):  # embeddings go along where words do not say it all
+        value, plain = getattr(inputs.conditioning, field.name), getattr(words, field.name)
+        if value is not None and not (plain is not None and torch.equal(value, plain)):
+            tensors[field.name] = value.contiguous()
+    model = run.task.model
+    source = str(BUNDLED.get(model.source, model.source)) if model.source else None
+    device = {"dtype": str(model.dtype), "device": str(model.device)}
+    store.save_best(tensors, {**about, **device, "model_path": source})
 
 
 def _about(run: _Run, step: int, scores: dict[str, float]) -> dict[str, Any]:
     """What a picture's file says of it."""
-    keys = ("prompt", "negative_prompt", "model", "seed", "sampler", "method", "versions")
-    return {**{key: run.spec[key] for key in keys}, "step": step, "scores": scores}
+    keys = ("prompt", "negative_prompt", "model", "seed", "versions")
+    method = run.spec["method"]["name"]
+    sampler = run.spec["sampler"]
+    known = {key: run.spec[key] for key in keys}
+    return {**known, **sampler, "method": method, "step": step, "scores": scores}
 
 
-def _entry(step: Step, scores: dict[str, float], fresh: bool, stopped: str) -> dict[str, Any]:
+def _entry(
+    step: Step, scores: dict[str, float], fresh: bool, stopped: str | None
+) -> dict[str, Any]:
     return {
         "kind": "step",
         "step": step.index,
@@ -311,7 +324,7 @@ def _entry(step: Step, scores: dict[str, float], fresh: bool, stopped: str) -> d
         "scores": scores,
         "cost": dataclasses.asdict(step.cost),
         "image": f"images/best-{step.index:04d}.png" if fresh else None,
-        "stopped": stopped or None,
+        "stopped": stopped,
         "time": _now(),
     }
 
@@ -328,18 +341,18 @@ def open_run(run_dir: str | Path) -> Result:
     Raises:
         RunError: no run there, or nothing drawn yet.
     """
-    store = RunStore.open(Path(run_dir))
-    steps = [entry for entry in store.entries() if entry["kind"] == "step"]
-    if not steps:
-        raise RunError(f"{run_dir} has no finished step yet; continue it with tiller resume")
+    record = read_run(run_dir)
+    if not record.steps:
+        raise RunError(f"{run_dir} has no finished step yet; continue it with `tiller resume`")
+    store = RunStore.open(run_dir)
     return Result(
-        method=store.spec["method"]["name"],
-        prompt=store.spec["prompt"],
+        method=record.method,
+        prompt=record.prompt,
         best=_picture(store, "best"),
         baseline=_picture(store, "baseline"),
-        cost=Cost(**steps[-1]["cost"]),
-        stopped=steps[-1]["stopped"] or "not finished",
-        run_dir=store.path,
+        cost=Cost(**record.last["cost"]),
+        stopped=record.stopped or "not finished",
+        run_dir=record.path,
     )
 
 
@@ -368,16 +381,6 @@ def _check_prompt(prompt: str, seed: int) -> None:
         raise InvalidInput(f"expected a prompt with at least one word, got {prompt!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
-
-
-def _changed(method: Method) -> dict[str, Any]:
-    """A method's fields; all of them, so that new defaults do not change old runs."""
-    return dataclasses.asdict(method)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("tiller", "torch", "diffusers", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _now() -> str:

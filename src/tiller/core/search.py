@@ -75,31 +75,6 @@ class SearchState:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One round's report, live preview and checkpoint.
-
-    Attributes:
-        index: rounds done so far, from 1.
-        phase: the phase's name.
-        z: this round's candidates [n, ...].
-        evaluation: what they were worth.
-        best: the best so far, over all phases.
-        cost: what was used so far.
-        stopped: why the search ends with this step, or None.
-        state: what `resume` continues from.
-    """
-
-    index: int
-    phase: str
-    z: Tensor
-    evaluation: Evaluation
-    best: Best
-    cost: Cost
-    stopped: str | None
-    state: SearchState
-
-
-@dataclass(frozen=True)
 class Problem:
     """What one phase searches; checked for compatibility when it is made.
 
@@ -113,6 +88,33 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_compatible(self.space, self.objective, self.solver)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round's report, live preview and checkpoint.
+
+    Attributes:
+        index: rounds done so far, from 1.
+        phase: the phase's name.
+        z: this round's candidates [n, ...].
+        evaluation: what they were worth.
+        best: the best so far, over all phases.
+        cost: what was used so far.
+        stopped: why the search ends with this step, or None.
+        state: what `resume` continues from.
+        problem: what was searched in this round; its space decodes this round's candidates.
+    """
+
+    index: int
+    phase: str
+    z: Tensor
+    evaluation: Evaluation
+    best: Best
+    cost: Cost
+    stopped: str | None
+    state: SearchState
+    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _rounds(
 ) -> Iterator[Step]:
     """The only loop."""
     stopped = budget.reached(state.cost)
+    if state.phase + 1 == len(phases):
+        stopped = stopped or _phase_over(phases, budget, state, problem)
     while stopped is None:
         if _phase_over(phases, budget, state, problem) and state.phase + 1 < len(phases):
             assert state.last is not None
@@ -204,6 +208,7 @@ def _rounds(
             cost=state.cost,
             stopped=stopped,
             state=state,
+            problem=problem,
         )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tiller.core.objective import Objective, Regulariser
 from tiller.core.rng import Draw
+from tiller.models.checkpointing import Checkpoint
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
 from tiller.rewards.base import Reward
@@ -32,7 +33,7 @@ class Pictures(Objective[Inputs, Tensor]):
         prompt: str,
         *,
         gradient: Gradient | None = None,
-        checkpoint: str = "auto",
+        checkpoint: Checkpoint = "auto",
         batch_size: int | None = None,
         regularisers: tuple[Regulariser, ...] = (),
     ) -> None:

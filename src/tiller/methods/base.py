@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
@@ -12,6 +12,7 @@ from tiller.core.rng import Stream
 from tiller.core.search import Phase
 from tiller.methods._pictures import Pictures
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.checkpointing import Checkpoint
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
 from tiller.rewards.base import Reward
@@ -67,16 +68,14 @@ class Method(ABC):
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """The model's own sampling with this method's overrides."""
-        asked = {
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "scheduler": self.scheduler,
-        }
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise InvalidInput(
-                f"num_inference_steps must be at least 1, got {self.num_inference_steps}"
-            )
-        return replace(model.defaults, **{k: v for k, v in asked.items() if v is not None})
+        own = model.defaults
+        steps, guidance = self.num_inference_steps, self.guidance_scale
+        return replace(
+            own,
+            num_inference_steps=own.num_inference_steps if steps is None else steps,
+            guidance_scale=own.guidance_scale if guidance is None else guidance,
+            scheduler=self.scheduler or own.scheduler,
+        )
 
     def trajectory(self, model: FrozenModel) -> Trajectory:
         """The sampler that this method searches."""
@@ -93,8 +92,18 @@ class Method(ABC):
             task.reward,
             task.prompt,
             gradient=gradient,
-            checkpoint=self.checkpoint,
+            checkpoint=self._checkpoint(),
         )
+
+    def _checkpoint(self) -> Checkpoint:
+        text = self.checkpoint
+        if text.isdigit():
+            return int(text)
+        if text not in ("auto", "keep", "recompute"):
+            raise InvalidInput(
+                f"checkpoint must be auto, keep, recompute or a number of steps, got {text!r}"
+            )
+        return cast(Checkpoint, text)
 
     def baseline(self, task: Task, seed: int) -> Inputs:
         """What is drawn without steering: the prompt, and the noise of the run's candidate 0."""

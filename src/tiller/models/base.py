@@ -148,7 +148,9 @@ class FrozenModel(ABC):
     """A text-to-image model whose weights never change: a function of what it is fed.
 
     Attributes:
-        name: what the user asked for; kept in run records.
+        name: what the user asked for, for messages.
+        source: what `load_model` can load again (a bundled name, a hub id, an absolute path), for
+            run records; None for a pipeline object.
         defaults: the settings the model was made for.
         latent_shape: (C, h, w) of one candidate at the default size.
         latent_scale: pixels per latent, along each side.
@@ -158,6 +160,7 @@ class FrozenModel(ABC):
     """
 
     name: str
+    source: str | None
     defaults: SamplerSettings
     latent_shape: tuple[int, int, int]
     latent_scale: int

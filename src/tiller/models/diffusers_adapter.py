@@ -34,7 +34,8 @@ class StableDiffusion(FrozenModel):
 
     Args:
         pipeline: the loaded pipeline.
-        name: for records and messages.
+        name: for messages.
+        source: what `load_model` can load again, for run records.
         defaults: fields of `SamplerSettings` that it was made for; the others are 50 steps,
             guidance 7.5, its own scheduler and its UNet's size.
         scheduler: replace the scheduler by the one of this name.
@@ -48,12 +49,14 @@ class StableDiffusion(FrozenModel):
         pipeline: Any,
         *,
         name: str = "pipeline",
+        source: str | None = None,
         defaults: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
     ) -> None:
         _refuse_unsupported(pipeline)
         self.pipeline = pipeline
         self.name = name
+        self.source = source
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder
         self.unet = pipeline.unet

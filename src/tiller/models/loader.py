@@ -95,7 +95,11 @@ def load_model(
                 source, use_safetensors=True, **options
             )
     pipeline.to(_device(device))
-    return StableDiffusion(pipeline, name=name, defaults=defaults, scheduler=scheduler)
+    local = name not in BUNDLED and path.exists()
+    source = str(path.resolve()) if local else name
+    return StableDiffusion(
+        pipeline, name=name, source=source, defaults=defaults, scheduler=scheduler
+    )
 
 
 def _from_object(

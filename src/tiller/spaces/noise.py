@@ -35,8 +35,16 @@ class Noise(Continuous[Inputs]):
         return self._shape
 
     def sample(self, n: int, rng: Stream) -> Tensor:
-        """`n` standard normal noises; candidate i depends on its own generator alone."""
-        return torch.stack([torch.randn(self.shape, generator=rng.next()) for _ in range(n)])
+        """`n` standard normal noises; candidate i depends on its own generator alone.
+
+        Slots are drawn one after another, so equal seeds share x_T whatever eta is.
+        """
+        slots, *rest = self.shape
+
+        def one(generator: torch.Generator) -> Tensor:
+            return torch.stack([torch.randn(rest, generator=generator) for _ in range(slots)])
+
+        return torch.stack([one(rng.next()) for _ in range(n)])
 
     def decode(self, z: Tensor) -> Inputs:
         """The noises beside the fixed conditioning, one row a candidate."""
