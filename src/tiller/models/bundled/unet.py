@@ -1,0 +1,170 @@
+"""The denoiser: `UNet2DConditionModel` on latents [4, 16, 16], told what to draw by CLIP's states.
+
+v-prediction (Salimans and Ho 2022, appendix D) with min-SNR-5 weighting (Hang et al. 2023, section
+3.4), on latents that are encoded once. A tenth of the captions is replaced by the empty prompt, for
+classifier-free guidance (Ho and Salimans 2022).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .scenes import scenes
+from .train import Plan, fit, write_atomically
+
+BATCH = 64
+SEED = 31
+POOL = 120_000  # scenes that are encoded once
+EMPTY_PROMPT = 0.1
+MIN_SNR = 5.0
+PLAN = Plan(steps=9000, lr=6e-4, warmup=300, decay=0.4, ema=0.999, betas=(0.9, 0.99), seed=SEED)
+
+
+def scheduler() -> DDIMScheduler:
+    """DDIM in Stable Diffusion's convention.
+
+    `beta_end` is .02 instead of .012, so that almost nothing of the picture is left at the last
+    timestep: the colour of a large flat background would leak through otherwise.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def build(text_width: int) -> UNet2DConditionModel:
+    """The untrained denoiser: no attention at 16x16, cross attention at 8x8 and 4x4."""
+    torch.manual_seed(SEED)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(96, 192, 288),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,  # diffusers means the number of heads by this name
+        norm_num_groups=16,
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Encoded scenes: latents [n, 4, 16, 16] of unit std in half precision, token ids [n, L]."""
+
+    latents: Tensor
+    ids: Tensor
+
+
+@torch.no_grad()
+def encode_pool(work: Path, vae: AutoencoderTiny, tokenizer: CLIPTokenizer, size: int) -> Pool:
+    """Encode the pool once, in pieces that a restart finds again."""
+    folder = work / "pool"
+    folder.mkdir(parents=True, exist_ok=True)
+    piece = 4000
+    parts = []
+    for start in range(0, size, piece):
+        path = folder / f"{start:07d}.safetensors"
+        if not path.exists():
+            batch = scenes(start, min(piece, size - start), seed=SEED)
+            latents = [
+                encode(vae, np.stack([s.image for s in batch[i : i + 250]])).half()
+                for i in range(0, len(batch), 250)
+            ]
+            ids = tokenizer(
+                [s.caption for s in batch], padding="max_length", truncation=True,
+                return_tensors="pt",
+            ).input_ids  # fmt: skip
+            write_atomically(
+                {"latents": torch.cat(latents), "ids": ids.short()}, path, {"seed": str(SEED)}
+            )
+            print(f"unet pool {start + piece}/{size}", flush=True)
+        parts.append(load_file(str(path)))
+    return Pool(torch.cat([p["latents"] for p in parts]), torch.cat([p["ids"] for p in parts]))
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderTiny, images: np.ndarray) -> Tensor:
+    """Pictures [n, 64, 64, 3] of bytes -> latents [n, 4, 16, 16] times the scaling factor."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(pixels).latents
+    return latents.float() * vae.config.scaling_factor
+
+
+def make_loss(
+    pool: Pool, text_encoder: CLIPTextModel, empty: Tensor
+) -> Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]:
+    """The weighted v-prediction loss on batches of the pool; `empty` is the empty prompt's ids."""
+    alphas = scheduler().alphas_cumprod
+    count = len(pool.latents)
+
+    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        epoch, place = divmod(step * BATCH, count - count % BATCH)
+        order = np.random.default_rng([SEED, epoch]).permutation(count)
+        index = torch.from_numpy(order[place : place + BATCH])
+        x0 = pool.latents[index].float()
+        ids = pool.ids[index].long()
+        dropped = torch.rand(len(ids), generator=generator) < EMPTY_PROMPT
+        ids[dropped] = empty
+        with torch.no_grad():
+            states = text_encoder(input_ids=ids).last_hidden_state
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, len(alphas), (len(x0),), generator=generator)
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        v = a.sqrt() * noise - (1 - a).sqrt() * x0
+        out = model(noisy, t, encoder_hidden_states=states).sample.float()
+        error = (out - v).square().mean((1, 2, 3))
+        snr = alphas[t] / (1 - alphas[t])
+        weight = snr.clamp(max=MIN_SNR) / (snr + 1)
+        return {"loss": (weight * error).mean(), "v": error.mean()}
+
+    return loss
+
+
+def train(
+    work: Path,
+    vae: AutoencoderTiny,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    steps: int | None = None,
+    pool_size: int = POOL,
+) -> UNet2DConditionModel:
+    """Train or resume the denoiser; more `steps` than the plan's extend a finished run."""
+    plan = PLAN if steps is None else replace(PLAN, steps=steps)
+    text_encoder.requires_grad_(False).eval()
+    pool = encode_pool(work, vae, tokenizer, pool_size)
+    blank = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
+    model = build(text_encoder.config.hidden_size)
+    fit("unet", model, make_loss(pool, text_encoder, blank), plan, work)
+    return model
+
+
+def write_defaults(folder: Path) -> None:
+    """What the loader samples with unless told otherwise."""
+    settings = {
+        "num_inference_steps": 20,
+        "guidance_scale": 4.0,
+        "eta": 0.0,
+        "height": 64,
+        "width": 64,
+    }
+    (folder / "defaults.json").write_text(json.dumps(settings, indent=2) + "\n")
