@@ -100,7 +100,7 @@ def wrap(
         f"no gradient passes through reward {name!r} ({reason}), so it is treated as a black box: "
         "methods that sample or evolve can use it, methods that need gradients cannot",
         TillerNotice,
-        stacklevel=3,
+        stacklevel=4,
     )
     return black
 

@@ -52,9 +52,9 @@ def _run(path: Path) -> types.ModuleType:
         exec(compile(source, file, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
+        hint = ". It can import installed packages only" if isinstance(error, ImportError) else ""
         raise InvalidInput(
-            f"the reward file {_place(error, file)} does not import: {describe(error)}. Only "
-            "installed packages can be imported from it"
+            f"the reward file {_place(error, file)} does not import: {describe(error)}{hint}"
         ) from error
     return module
 
