@@ -32,7 +32,7 @@ def write_tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
-def write_clip(folder: Path, seed: int = 0) -> Path:
+def write_clip(folder: Path, seed: int = 0, side: int = SIDE) -> Path:
     """A random CLIPModel with its tokenizer and CLIP's usual image processor, in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(folder)
@@ -51,15 +51,15 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
         "eos_token_id": vocabulary - 1,
         "pad_token_id": vocabulary - 1,
     }
-    vision = {**shared, "image_size": SIDE, "patch_size": 8}
+    vision = {**shared, "image_size": side, "patch_size": 8}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     model.save_pretrained(folder)
     processor = {
         "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": SIDE},
-        "crop_size": {"height": SIDE, "width": SIDE},
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
         "resample": 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))

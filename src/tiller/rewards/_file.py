@@ -45,13 +45,14 @@ def _run(path: Path) -> types.ModuleType:
             "path/to/file.py:function, relative to the current folder or absolute"
         ) from error
     file = str(path)
-    module = types.ModuleType(f"tiller_reward_{hashlib.blake2b(source, digest_size=8).hexdigest()}")
+    digest = hashlib.blake2b(file.encode() + b"\0" + source, digest_size=8).hexdigest()
+    module = types.ModuleType(f"tiller_reward_{digest}")
     module.__file__ = file
     sys.modules[module.__name__] = module  # dataclasses look their own module up
     try:
         exec(compile(source, file, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
+        sys.modules.pop(module.__name__, None)
         hint = ". It can import installed packages only" if isinstance(error, ImportError) else ""
         raise InvalidInput(
             f"the reward file {_place(error, file)} does not import: {describe(error)}{hint}"
