@@ -20,7 +20,7 @@ from tiller.core.budget import Budget, Cost
 from tiller.core.errors import InvalidInput, RunError, TillerError
 from tiller.core.rng import Draw
 from tiller.core.search import Step, search_phases
-from tiller.core.state import Packed, pack
+from tiller.core.state import pack
 from tiller.methods._catalog import make_method
 from tiller.methods._pictures import Pictures
 from tiller.methods.base import Method, Task
@@ -139,7 +139,7 @@ def steer(
     run = _Run.of(spec, loaded, chosen, optimized)
     run.phases[0].build(None)
     store = RunStore.create(out, spec, name)
-    return _drive(run, store, None, on_step)
+    return _drive(run, store, on_step)
 
 
 def resume(
@@ -161,7 +161,7 @@ def resume(
     Raises:
         RunError: no run there, it is damaged, in use by another process, or of other code.
     """
-    store = RunStore.open(run_dir).lock()
+    store = RunStore.open(run_dir)
     spec: Mapping[str, Any] = store.spec
     if model is None and spec["model"] is None:
         raise RunError(
@@ -180,7 +180,7 @@ def resume(
         )
     if budget is not None:
         spec = {**spec, "budget": str(Budget.parse(budget) if isinstance(budget, str) else budget)}
-    return _drive(_Run.of(spec, loaded, chosen, optimized), store, store.load_state(), on_step)
+    return _drive(_Run.of(spec, loaded, chosen, optimized), store, on_step)
 
 
 def default_held_out(reward: RewardSum) -> list[str]:
@@ -230,11 +230,11 @@ class _Run:
 def _drive(
     run: _Run,
     store: RunStore,
-    saved: Packed | None,
     on_step: Callable[[Progress], None] | None,
 ) -> Result:
     """Run the search and keep the folder in step with it; the state on disk is the truth."""
     with store, interruptible() as interrupted:
+        saved = store.load_state()
         if saved is None:
             store.rewind(0)
             baseline = _draw_baseline(run, store)
