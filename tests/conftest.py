@@ -16,8 +16,8 @@ install_import_hook(
     ["tiller.core", "tiller.solvers", "tiller.spaces", "tiller.testing.fakes"], "beartype.beartype"
 )
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

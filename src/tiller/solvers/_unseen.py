@@ -15,7 +15,9 @@ PROPOSALS = 50  # tried before the space is scanned: few where most is unseen
 
 def uniform(choices: Sequence[int], generator: Generator) -> Candidate:
     """One option a position, each equally likely."""
-    return tuple(integer(limit, generator) for limit in choices)
+    limits = torch.tensor(choices)
+    draws = torch.rand(len(choices), generator=generator, dtype=torch.float64)
+    return tuple((draws * limits).long().clamp_(max=limits - 1).tolist())
 
 
 def integer(limit: int, generator: Generator) -> int:

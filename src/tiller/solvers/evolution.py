@@ -126,9 +126,12 @@ class Evolution(Solver[EvolutionState]):
         """One parent, each position changed with probability `mutation_rate`."""
         parent = parents[integer(len(parents), generator)]
         changed = torch.rand(len(choices), generator=generator) < self.mutation_rate
+        others = uniform([max(limit - 1, 1) for limit in choices], generator)
         return tuple(
-            (old + 1 + integer(limit - 1, generator)) % limit if change and limit > 1 else old
-            for old, limit, change in zip(parent, choices, changed.tolist(), strict=True)
+            (old + 1 + other) % limit if change else old
+            for old, other, limit, change in zip(
+                parent, others, choices, changed.tolist(), strict=True
+            )
         )
 
     def _crossover(
