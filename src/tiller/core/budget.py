@@ -125,14 +125,14 @@ class Budget:
 
     def __str__(self) -> str:
         limits = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return ",".join(f"{name}={value:g}" for name, value in limits if value is not None)
+        return ",".join(f"{name}={_plain(value)}" for name, value in limits if value is not None)
 
     def reached(self, cost: Cost) -> str | None:
         """The reason to stop at `cost`, or None."""
         for f in fields(self):
             limit = getattr(self, f.name)
             if limit is not None and getattr(cost, f.name) >= limit:
-                return f"budget: {f.name}={limit:g}"
+                return f"budget: {f.name}={_plain(limit)}"
         return None
 
     def fraction(self, cost: Cost) -> float:
@@ -154,6 +154,11 @@ class Budget:
                     limit * part if f.name == "seconds" else max(1, round(limit * part))
                 )
         return Budget(**scaled)  # type: ignore[arg-type]  # whole numbers by round()
+
+
+def _plain(value: float) -> str:
+    """All digits, so that `Budget.parse` reads it back: 1000000, 2.5, 60."""
+    return repr(value).removesuffix(".0")
 
 
 @dataclass
