@@ -37,14 +37,14 @@ def explained(path: Path, doing: str, needed: int | None = None) -> Iterator[Non
 
 def _explain(error: OSError, path: Path, doing: str, needed: int | None) -> str:
     if error.errno in _FULL:
-        size = "" if needed is None else f" {megabytes(needed)} are needed,"
+        size = "" if needed is None else f" {size_text(needed)} are needed,"
         return (
             f"cannot {doing}: the disk under {path.parent} is full;{size} "
-            f"{megabytes(_free(path.parent))} are free. What was saved before is intact: make "
+            f"{size_text(_free(path.parent))} are free. What was saved before is intact: make "
             "room, then `tiller resume` on the run's folder continues where it stands"
         )
     if error.errno == errno.EFBIG:
-        size = "" if needed is None else f" ({megabytes(needed)})"
+        size = "" if needed is None else f" ({size_text(needed)})"
         return (
             f"cannot {doing}: {path.name}{size} is over the file size limit of this process or "
             "file system. What was saved before is intact: raise the limit (`ulimit -f`), then "
@@ -74,14 +74,17 @@ def _free(folder: Path) -> int:
         return 0
 
 
-def megabytes(size: int) -> str:
+def size_text(size: int) -> str:
     """`size` bytes for people.
 
     Example:
-        >>> megabytes(1_500_000), megabytes(2_000)
-        ('1.5 MB', '2.0 kB')
+        >>> size_text(3_000_000_000), size_text(1_500_000), size_text(2_000)
+        ('3.0 GB', '1.5 MB', '2.0 kB')
     """
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def write_atomically(path: Path, data: bytes, doing: str, keep_as: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from tiller.runs.charts import SERIES, Curve, Panel, charts
 from tiller.runs.files import write_atomically
 from tiller.runs.record import Record, read_run
 from tiller.runs.templating import rendered
-from tiller.runs.view import RunView, view
+from tiller.runs.view import RunView, shortened, view
 
 Legend = list[dict[str, str | int]]
 
@@ -86,7 +86,7 @@ def _panels(record: Record) -> tuple[list[Panel], Legend]:
         values = [scores.get(name), *((e.get("scores") or {}).get(name) for e in steps)]
         if any(value is not None for value in values[1:]):
             curve = Curve(start, values, name, colour=1)
-            panels.append(Panel(f"{name} (held out)", [curve], scores.get(name)))
+            panels.append(Panel(f"{shortened(name)} (held out)", [curve], scores.get(name)))
     if len(panels) > 1:
         legend.append({"kind": "line", "colour": 1, "name": "of the same picture, not optimized"})
     legend.append({"kind": "dashed", "colour": 0, "name": "not steered"})
@@ -98,7 +98,7 @@ def _comparison(records: Sequence[Record]) -> str:
     watched = list(dict.fromkeys(name for record in records for name in record.held_out))
     names = list(dict.fromkeys(score.name for run in runs for score in run.scores))
     panels = [Panel("Score (best so far)", _score_curves(records))]
-    panels += [Panel(name, _reward_curves(records, name)) for name in names]
+    panels += [Panel(shortened(name), _reward_curves(records, name)) for name in names]
     panels = [panel for panel in panels if panel.curves]
     optimized = {score.name for run in runs for score in run.scores if not score.held_out}
     return rendered(
@@ -121,8 +121,9 @@ def _run_legend(runs: Sequence[RunView]) -> Legend:
 
 
 def _score_curves(records: Sequence[Record]) -> list[Curve]:
-    """One curve a run, if all of them optimized the same: scores of different rewards differ."""
-    if len({tuple(record.rewards) for record in records}) > 1:
+    """One curve a run, if all of them optimized the same sum: other scores do not compare."""
+    rewards = {tuple(record.rewards) for record in records}
+    if len(rewards) > 1 or len(records[0].rewards) == 1:  # one reward has its own panel below
         return []
     return [
         Curve(_x(record), [entry["best_score"] for entry in record.steps], str(i + 1), i)

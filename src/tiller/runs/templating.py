@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -12,9 +13,11 @@ def rendered(name: str, **values: Any) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    page = name.endswith(".html.j2")
     environment = Environment(
         loader=PackageLoader("tiller.runs", "templates"),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=page,
+        finalize=_shown if page else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -22,3 +25,22 @@ def rendered(name: str, **values: Any) -> str:
     )
     environment.filters["python"] = ascii
     return environment.get_template(name).render(**values)
+
+
+def readable(text: str) -> str:
+    """`text` as a page can show it: control characters by their pictures, no half characters.
+
+    Example:
+        >>> readable("bell \\x07")
+        'bell ␇'
+    """
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f]",
+        lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])),
+        text.encode("utf-8", "replace").decode(),
+    )
+
+
+def _shown(value: Any) -> Any:
+    """What a page prints for `value`; markup (a subclass of str) stays as it is."""
+    return readable(value) if type(value) is str else value

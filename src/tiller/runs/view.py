@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiller.runs.advice import advice
-from tiller.runs.files import megabytes
+from tiller.runs.files import size_text
 from tiller.runs.png import open_png
 from tiller.runs.record import Record
+from tiller.runs.templating import readable
 
 PIXELATED_UP_TO = 128  # pixels: smaller pictures are enlarged in squares, as they are
-FRAMES = 24  # of the filmstrip, at most: evenly chosen, so that the file stays small
+FRAMES = 12  # of the filmstrip, at most: evenly chosen, so that the file stays small
 FRAME_PIXELS = 256  # longest side of a filmstrip picture
 
 
@@ -71,6 +71,7 @@ class RunView:
     scores: list[ScoreView]
     frames: list[FrameView]
     stopped: str
+    ended: str  # the same in a word or two
     advice: list[str]
     error: str | None
     costs: list[tuple[str, str]]
@@ -101,11 +102,11 @@ def view(record: Record) -> RunView:
     return RunView(
         name=record.path.name,
         created=record.created,
-        prompt=readable(record.prompt) or "(an empty prompt)",
-        negative_prompt=readable(record.negative_prompt),
+        prompt=record.prompt or "(an empty prompt)",
+        negative_prompt=record.negative_prompt,
         method=record.method,
         model=Path(str(spec.get("model") or "")).name,
-        rewards=[readable(name) for name in record.rewards],
+        rewards=record.rewards,
         seed=str(spec.get("seed", "")),
         budget=str(spec.get("budget") or ""),
         before=None if before is None else _picture(before),
@@ -114,26 +115,24 @@ def view(record: Record) -> RunView:
         scores=_scores(record),
         frames=_frames(record),
         stopped=_stopped(record),
+        ended=_ended(record),
         advice=advice(record),
-        error=None if record.error is None else readable(record.error),
+        error=record.error,
         costs=_costs(cost),
         model_calls=f"{cost.get('forwards', 0) + cost.get('backwards', 0):,}",
         time=duration(float(cost.get("seconds", 0))),
-        command=readable(record.command()),
+        command=record.command(),
         settings=_settings(record),
-        remarks=[(kind, readable(text)) for kind, text in record.remarks],
+        remarks=record.remarks,
         citation=record.citation,
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
 
 
-def readable(text: str) -> str:
-    """`text` with control characters, which a page cannot show, replaced by their pictures."""
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f]",
-        lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])),
-        text,
-    )
+def shortened(text: str, most: int = 40) -> str:
+    """The beginning of a text, on one line and readable, for where there is little room."""
+    text = " ".join(readable(text).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def number(value: float) -> str:
@@ -143,7 +142,7 @@ def number(value: float) -> str:
         >>> number(0.87341), number(12345.6)
         ('0.8734', '12,346')
     """
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
 
 
 def duration(seconds: float) -> str:
@@ -151,7 +150,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> duration(4.25), duration(75), duration(7300)
-        ('4.2 s', '1 min 15 s', '2 h 2 min')
+        ('4.2 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -174,11 +173,11 @@ def _score(name: str, held_out: bool, before: float | None, after: float | None)
     known = before is not None and after is not None
     gain = after - before if before is not None and after is not None else 0.0
     return ScoreView(
-        name=readable(name),
+        name=name,
         held_out=held_out,
         before="–" if before is None else number(before),
         after="–" if after is None else number(after),
-        change=f"{gain:+.3g}".replace("-", "−") if known else "–",
+        change=f"{gain:+#.3g}".rstrip(".").replace("-", "−") if known else "–",
         direction="up" if gain > 0 else "down" if gain < 0 else "",
     )
 
@@ -217,6 +216,12 @@ def _stopped(record: Record) -> str:
     return f"It stopped: {stopped}"
 
 
+def _ended(record: Record) -> str:
+    if record.error is not None:
+        return "error"
+    return (record.stopped or "not finished").removeprefix("budget: ")
+
+
 def _costs(cost: dict[str, Any]) -> list[tuple[str, str]]:
     calls = cost.get("forwards", 0) + cost.get("backwards", 0)
     shown = [
@@ -234,7 +239,7 @@ def _costs(cost: dict[str, Any]) -> list[tuple[str, str]]:
     }
     shown += [(name, f"{cost[key]:,}") for name, key in counted.items() if cost.get(key)]
     if cost.get("peak_memory_bytes"):
-        shown.append(("Peak memory", megabytes(cost["peak_memory_bytes"])))
+        shown.append(("Peak memory", size_text(cost["peak_memory_bytes"])))
     return shown
 
 
@@ -253,7 +258,7 @@ def _settings(record: Record) -> list[tuple[str, str]]:
         *((f"sampler: {name}", value) for name, value in (spec.get("sampler") or {}).items()),
     ]
     return [
-        (name, readable(value if isinstance(value, str) else json.dumps(value)))
+        (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in rows
         if value is not None
     ]

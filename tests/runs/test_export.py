@@ -1,0 +1,163 @@
+"""Exports: the script redraws the best picture without Tiller, for each kind of run."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from tiller.core.errors import InvalidInput, RunError
+from tiller.models.loader import load_model
+from tiller.models.trajectory import SamplerSettings, Trajectory
+from tiller.runs.export import export, redraw_script
+from tiller.runs.png import open_png, to_image
+from tiller.runs.store import RunStore
+from tiller.testing.fake_pipeline import save_fake_pipeline
+
+# Long for the fake model: dropping its last words is part of what must be redrawn.
+pytestmark = pytest.mark.filterwarnings("ignore:the prompt has:UserWarning")
+
+PROMPT = 'a "red" cat\'s \\ {{ x }} \U0001f989\n\x07'
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two saved fake pipelines: one whose last step adds no noise, one of SD's convention."""
+    out = tmp_path_factory.mktemp("models")
+    return {
+        end: str(save_fake_pipeline(out / str(end), set_alpha_to_one=end)) for end in (True, False)
+    }
+
+
+def drawn(tmp_path, folder, *, embeds=(), **sampler):
+    """A run folder whose best picture our own trajectory drew, and that picture."""
+    settings = SamplerSettings(
+        **{"num_inference_steps": 4, "guidance_scale": 3.0, "height": 16, "width": 16} | sampler
+    )
+    model = load_model(folder)
+    trajectory = Trajectory(model, settings)
+    noise = trajectory.sample_noise(torch.Generator().manual_seed(5))[None]
+    conditioning = model.encode([PROMPT], ["dark"])
+    inputs = {"noise": noise}
+    for name in embeds:
+        inputs[name] = getattr(conditioning, name)
+    with torch.no_grad():
+        picture = model.decode(trajectory.run(noise, conditioning))
+    about = {
+        "prompt": PROMPT,
+        "negative_prompt": "dark",
+        "model": folder,
+        "sampler": {**vars(settings)},
+        "seed": 0,
+    }
+    with RunStore.create(tmp_path, about, "raw") as store:
+        store.save_image("best", picture, about)
+        store.save_best(inputs, about)
+    return store.path, np.asarray(to_image(picture)).astype(int)
+
+
+def redrawn(script, monkeypatch, *arguments):
+    text = script.read_text()
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert names == {"sys", "pathlib", "torch", "diffusers", "safetensors"}
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    return np.asarray(Image.open(script.with_name("best.png"))).astype(int)
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"eta": 1.0},
+        {"eta": 0.3, "guidance_scale": 1.0},
+        {"eta": 0.0},
+        {"scheduler": "euler"},
+        {"scheduler": "pndm"},
+    ],
+    ids=str,
+)
+def test_the_script_redraws_the_picture(tmp_path, folders, monkeypatch, sampler, end):
+    run, picture = drawn(tmp_path, folders[end], **sampler)
+    again = redrawn(export(run, "python"), monkeypatch)
+    # 8 bits: a float at the edge of two values may fall to either side.
+    assert np.abs(again - picture).max() <= 1
+    assert (again != picture).mean() < 0.01
+    assert picture.std() > 5, "a flat picture would prove nothing"
+
+
+@pytest.mark.parametrize(
+    "embeds", [("prompt_embeds", "negative_prompt_embeds"), ("prompt_embeds",)], ids=len
+)
+def test_embeddings_take_the_place_of_words(tmp_path, folders, monkeypatch, embeds):
+    run, picture = drawn(tmp_path, folders[True], embeds=embeds, eta=1.0)
+    again = redrawn(export(run, "python", tmp_path / "elsewhere"), monkeypatch, folders[True])
+    assert np.abs(again - picture).max() <= 1
+
+
+def test_the_noise_file_says_how_it_is_used(tmp_path, folders):
+    run, _ = drawn(tmp_path, folders[True], eta=1.0)
+    script = export(run, "python")
+    with safe_open(script.with_name("noise.safetensors"), "pt") as file:
+        assert file.get_tensor("noise").shape == (4, 4, 8, 8)  # x_T and 3 noises: no dead slot
+        about = file.metadata()
+    assert about["num_inference_steps"] == "4"
+    assert (about["scheduler"], about["eta"], about["guidance_scale"]) == ("ddim", "1.0", "3.0")
+
+
+def test_png_and_prompt(tmp_path, folders):
+    run, picture = drawn(tmp_path, folders[True])
+    path = export(run, "png")
+    image, text, own = open_png(path)
+    assert np.array_equal(np.asarray(image).astype(int), picture)
+    assert "Sampler: DDIM" in text
+    assert own["prompt"] == PROMPT
+    assert export(run, "prompt") == f"{PROMPT}\nNegative prompt: dark\n"
+
+
+@pytest.mark.parametrize("to", ["diffusers", "a1111", "comfyui", "jpeg", ""])
+def test_what_a_run_does_not_have_is_refused_with_what_it_has(tmp_path, to):
+    with RunStore.create(tmp_path, {"prompt": "x"}, "raw") as store:
+        store.save_image("best", torch.zeros(1, 3, 4, 4))
+    with pytest.raises(InvalidInput, match=r"This run has: png, prompt$"):
+        export(store.path, to)
+
+
+def test_a_run_without_a_finished_round(tmp_path):
+    RunStore.create(tmp_path, {"prompt": "x"}, "raw").close()
+    (run,) = tmp_path.iterdir()
+    for to in ("png", "python"):
+        with pytest.raises(RunError, match="tiller resume"):
+            export(run, to)
+    assert export(run, "prompt") == "x\n"
+
+
+def test_a_noise_a_step_is_ddims_alone():
+    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "scheduler": "euler"}
+    with pytest.raises(RunError, match="ddim alone"):
+        redraw_script(settings, {"noise": 4})
+    with pytest.raises(RunError, match="'os'"):
+        redraw_script({**settings, "scheduler": "os"}, {"noise": 1})
+
+
+def test_nothing_from_the_run_is_executed_by_the_script():
+    hostile = '\')\nimport os  # """'
+    settings = {
+        **dict.fromkeys(("prompt", "negative_prompt", "model", "device", "dtype"), hostile),
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+    }
+    tree = ast.parse(redraw_script(settings, {"noise": 1}))
+    literals = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    assert literals.count(hostile) == 4
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.Import) and n.names[0].name == "os"]
