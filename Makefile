@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE  := 1
 
-.PHONY: demo test format lint types tests clean
+.PHONY: demo test format lint types tests docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tiller steer "a black rabbit on a green background" --method dno --reward clip \
@@ -33,6 +33,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The API's pages from the docstrings, into docs/api.
+docs: $(VENV)/.installed
+	$(BIN)/pdoc -o docs/api tiller tiller.api tiller.core tiller.models tiller.rewards \
+	    tiller.solvers tiller.methods tiller.runs tiller.testing
 
 clean:
 	rm -rf $(VENV) demo runs

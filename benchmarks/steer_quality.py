@@ -153,7 +153,7 @@ def main() -> None:
         table[reward] = {name: summary(rows, cells["best_of_n"]) for name, rows in cells.items()}
     about = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "prompts": chosen,
         "seeds": options.seeds,
         "steps": options.steps,

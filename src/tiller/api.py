@@ -121,7 +121,7 @@ def steer(
     _check_prompt(prompt, seed)
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
-    optimized = make_reward(reward)
+    optimized = make_reward(reward, probe_size=loaded.defaults.height)
     name, chosen = make_method(method, settings, optimized)
     spec = {
         "method": {"name": name, "settings": dataclasses.asdict(chosen)},
@@ -170,7 +170,8 @@ def resume(
     if reward is None and spec["reward"] is None:
         raise RunError(f"{run_dir} was made with a Python reward; pass it: resume(run, reward=...)")
     loaded = model or load_model(spec["model"])
-    optimized = make_reward(reward if reward is not None else spec["reward"])
+    size = loaded.defaults.height
+    optimized = make_reward(reward if reward is not None else spec["reward"], probe_size=size)
     _, chosen = make_method(spec["method"]["name"], spec["method"]["settings"], optimized)
     sampler = dataclasses.asdict(chosen.sampler(loaded))
     if sampler != spec["sampler"]:
