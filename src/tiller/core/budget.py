@@ -156,7 +156,7 @@ class Budget:
         return Budget(**scaled)  # type: ignore[arg-type]  # whole numbers by round()
 
 
-def _plain(value: float) -> str:
+def _plain(value: int | float) -> str:
     """All digits, so that `Budget.parse` reads it back: 1000000, 2.5, 60."""
     return repr(value).removesuffix(".0")
 
