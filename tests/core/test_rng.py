@@ -45,9 +45,7 @@ def test_a_draw_gives_the_same_numbers_again_and_others_next_round() -> None:
 
 
 def test_a_fresh_interpreter_draws_the_same() -> None:
-    code = (
-        "from tiller.core.rng import keyed_generator as k; print(k(7, 'x', 1).initial_seed())"
-    )
+    code = "from tiller.core.rng import keyed_generator as k; print(k(7, 'x', 1).initial_seed())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )

@@ -1,0 +1,345 @@
+"""The loop: phases, exact budgets, bit-exact resume, and errors that come at the right time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiller.core.budget import Budget, Cost, count
+from tiller.core.errors import Incompatible, InvalidInput, RewardError, RunError
+from tiller.core.rng import Draw, Stream
+from tiller.core.search import Handover, Phase, Problem, Step, search, search_phases
+from tiller.core.solver import Solver
+from tiller.core.space import starting_at
+from tiller.core.state import pack, same
+from tiller.solvers.best_of_n import BestOfN
+from tiller.solvers.cma import CmaEs
+from tiller.solvers.evolution import Evolution
+from tiller.solvers.gradient import Gradient
+from tiller.solvers.random import Random
+from tiller.testing.conformance import check_resume, comparable, through_json
+from tiller.testing.fakes import FakeChoices, FakeMatch, FakeQuadratic, FakeStateful
+
+
+def phases_of(objective: Any, *, sampled: int = 6) -> list[Phase]:
+    """Sampling, then local search from the best, then ascent from the best."""
+
+    def then(solver: Solver[Any]) -> Callable[[Handover | None], Problem]:
+        def build(before: Handover | None) -> Problem:
+            assert before is not None
+            return Problem(starting_at(objective.space, before.best.z), objective, solver)
+
+        return build
+
+    sampling = Problem(objective.space, objective, BestOfN(batch=2, n=sampled))
+    return [
+        Phase("sampling", lambda _: sampling),
+        Phase("local", then(Random(batch=3, radius=0.1, keep_norm=False)), share=0.25),
+        Phase("ascent", then(Gradient(lr=0.05))),
+    ]
+
+
+# Phases
+
+
+def test_each_phase_starts_from_the_best_before() -> None:
+    problem = FakeQuadratic(3)
+    steps = list(search_phases(phases_of(problem), Budget(steps=16)))
+    names = [step.phase for step in steps]
+    assert names == ["sampling"] * 3 + ["local"] * 4 + ["ascent"] * 9
+    local, ascent = steps[3], steps[7]
+    assert torch.equal(local.z[:1], steps[2].best.z)
+    assert torch.equal(ascent.z, steps[6].best.z)
+    assert all(b.best.score >= a.best.score for a, b in itertools.pairwise(steps))
+    assert [step.index for step in steps] == list(range(1, 17))
+    assert steps[-1].stopped == "budget: steps=16"
+    assert all(step.stopped is None for step in steps[:-1])
+
+
+def test_the_best_of_an_earlier_phase_is_kept() -> None:
+    problem = FakeQuadratic(3)
+    bad = problem.target[None] + 50
+
+    def hopeless(before: Handover | None) -> Problem:
+        return Problem(starting_at(problem.space, bad), problem, Gradient(lr=1e-6))
+
+    first = Problem(problem.space, problem, BestOfN(n=8))
+    steps = list(
+        search_phases([Phase("a", lambda _: first), Phase("b", hopeless)], Budget(steps=4))
+    )
+    assert steps[-1].best.round == 1
+    assert steps[-1].best.score == steps[0].best.score > float(steps[-1].evaluation.score.max())
+
+
+def test_a_phase_learns_what_the_last_round_held() -> None:
+    problem = FakeQuadratic(2)
+    got: list[Handover] = []
+
+    def second(before: Handover | None) -> Problem:
+        assert before is not None
+        got.append(before)
+        return Problem(starting_at(problem.space, before.last), problem, BestOfN(batch=4))
+
+    first = Problem(problem.space, problem, BestOfN(batch=4, n=8))
+    steps = list(search_phases([Phase("a", lambda _: first), Phase("b", second)], Budget(steps=3)))
+    assert torch.equal(got[0].last, steps[1].z)
+    assert torch.equal(steps[2].z, steps[1].z)
+
+
+@pytest.mark.parametrize("images", [1, 5, 6, 7, 20, 23])
+def test_phases_of_divisible_solvers_end_exactly_on_an_image_budget(images: int) -> None:
+    problem = FakeQuadratic(3)
+    *_, last = search_phases(phases_of(problem)[:2], Budget(images=images))
+    assert last.cost.images == images
+    assert last.stopped == f"budget: images={images}"
+
+
+def test_a_phases_share_is_exact_for_a_divisible_solver() -> None:
+    problem = FakeQuadratic(3)
+    first = Problem(problem.space, problem, BestOfN(batch=8))
+    second = Problem(problem.space, problem, Gradient())
+    phases = [Phase("a", lambda _: first, share=0.5), Phase("b", lambda _: second)]
+    steps = list(search_phases(phases, Budget(images=26)))
+    assert [step.cost.images for step in steps if step.phase == "a"] == [8, 13]
+    assert steps[-1].cost.images == 26
+
+
+def test_phases_draw_different_candidates() -> None:
+    problem = FakeQuadratic(3)
+    same_problem = Problem(problem.space, problem, BestOfN(batch=2, n=4))
+    phases = [Phase("a", lambda _: same_problem), Phase("b", lambda _: same_problem)]
+    z = torch.cat([step.z for step in search_phases(phases, Budget(steps=9))])
+    assert len(z.unique(dim=0)) == len(z) == 8
+
+
+def test_phases_must_be_there_and_have_a_share() -> None:
+    with pytest.raises(InvalidInput, match="at least one phase"):
+        search_phases([], Budget(steps=1))
+    for share in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(InvalidInput, match="share"):
+            Phase("a", lambda _: None, share=share)  # type: ignore[arg-type, return-value]
+
+
+# Resume
+
+
+@pytest.mark.parametrize("kind", [FakeQuadratic, FakeStateful])
+def test_resume_at_every_step_of_every_phase(kind: Callable[[int], Any]) -> None:
+    # Steps 3 and 7 are exactly the ends of phases; the others lie in their middles.
+    objective = kind(3)
+    steps = check_resume(phases_of(objective), Budget(steps=12), seed=5)
+    assert len(steps) == 12
+    assert len({step.phase for step in steps}) == 3
+
+
+@pytest.mark.parametrize("images", [7, 12])
+def test_resume_under_an_image_budget(images: int) -> None:
+    objective = FakeQuadratic(3, noise=0.3)
+    check_resume(phases_of(objective)[:2], Budget(images=images))
+
+
+def test_resume_twice_from_one_step() -> None:
+    problem = FakeStateful(3)
+    phases = phases_of(problem)
+    whole = list(search_phases(phases, Budget(steps=8)))
+    for _ in range(2):
+        again = list(search_phases(phases, Budget(steps=8), resume=whole[4]))
+        assert all(
+            same(comparable(a), comparable(b)) for a, b in zip(whole[5:], again, strict=True)
+        )
+
+
+def test_a_larger_budget_continues_a_finished_run() -> None:
+    problem = FakeQuadratic(3, noise=0.1)
+    solver = CmaEs()
+    long = list(search(problem.space, problem, solver, Budget(steps=9)))
+    *_, short = search(problem.space, problem, solver, Budget(steps=5))
+    more = list(search(problem.space, problem, solver, Budget(steps=9), resume=pack(short.state)))
+    assert [step.index for step in more] == [6, 7, 8, 9]
+    for a, b in zip(long[5:], more, strict=True):
+        assert same(comparable(a), comparable(b))
+
+
+def test_nothing_is_left_to_do_after_the_end() -> None:
+    problem = FakeQuadratic(3)
+    for solver, budget in (
+        (BestOfN(n=5), Budget(images=100)),  # the solver is done
+        (BestOfN(), Budget(images=5)),  # the budget is used
+    ):
+        *_, last = search(problem.space, problem, solver, budget)
+        assert last.stopped is not None
+        assert list(search(problem.space, problem, solver, budget, resume=last)) == []
+
+
+def test_states_of_other_methods_are_refused() -> None:
+    problem = FakeQuadratic(3)
+    steps = list(search_phases(phases_of(problem), Budget(steps=12)))
+    with pytest.raises(RunError, match="phase 3, and this method has 1"):
+        search(problem.space, problem, BestOfN(), Budget(steps=20), resume=steps[-1])
+    first = through_json(pack(steps[0].state))
+    with pytest.raises(RunError, match="does not fit GradientState"):
+        search(problem.space, problem, Gradient(), Budget(steps=20), resume=first)
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("solver", [BestOfN(batch=7), Random(batch=7), Gradient(population=7)])
+@pytest.mark.parametrize("limit", [{"steps": 3}, {"forwards": 20}, {"images": 20}])
+def test_a_budget_is_never_overrun_by_more_than_a_round(
+    solver: Solver[Any], limit: dict[str, int]
+) -> None:
+    problem = FakeQuadratic(3)
+    (name, most), *_ = limit.items()
+    steps = list(search(problem.space, problem, solver, Budget(**limit)))
+    used = [getattr(step.cost, name) for step in steps]
+    assert used[-2] < most <= used[-1]
+    if name == "images":
+        assert used[-1] == (20 if solver.divisible else 21)
+    assert [step.cost.steps for step in steps] == [1, 2, 3]
+
+
+def test_several_images_a_candidate() -> None:
+    class Pairs(FakeQuadratic):
+        images_per_candidate = 3
+
+        def render(self, x: Tensor, draw: Draw) -> Tensor:
+            count(images=2 * len(x))
+            return super().render(x, draw)
+
+    problem = Pairs(2)
+    *_, last = search(problem.space, problem, BestOfN(batch=4), Budget(images=30))
+    assert last.cost.images == 30
+
+
+def test_seconds() -> None:
+    problem = FakeQuadratic(2)
+    *_, last = search(problem.space, problem, BestOfN(), Budget(seconds=0.05))
+    assert last.stopped == "budget: seconds=0.05"
+    assert last.cost.seconds >= 0.05
+
+
+def test_ask_is_metered_too() -> None:
+    class Wordy(BestOfN):
+        def ask(self, space: Any, state: Any, rng: Stream) -> Tensor:
+            count(tokens=11)
+            return super().ask(space, state, rng)
+
+    problem = FakeQuadratic(2)
+    *_, last = search(problem.space, problem, Wordy(batch=3), Budget(steps=4))
+    plain = Cost(
+        steps=4, images=12, forwards=12, reward_calls=12, tokens=44,
+        seconds=last.cost.seconds, peak_memory_bytes=last.cost.peak_memory_bytes,
+    )  # fmt: skip
+    assert last.cost == plain
+
+
+# Errors
+
+
+class Untouched(FakeMatch):
+    """Fails the test when it is called."""
+
+    def render(self, x: Tensor, draw: Draw) -> Tensor:
+        raise AssertionError("the model was called")
+
+
+class UntouchedContinuous(FakeQuadratic):
+    """Not differentiable, and fails the test when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.differentiable = False
+
+    def render(self, x: Tensor, draw: Draw) -> Tensor:
+        raise AssertionError("the model was called")
+
+
+@pytest.mark.parametrize(
+    ("objective", "solver", "message"),
+    [
+        (Untouched(), Gradient(), r"Gradient searches a Continuous space, got FakeChoices"),
+        (Untouched(), CmaEs(), r"CmaEs searches a Continuous space"),
+        (UntouchedContinuous(), Evolution(), r"Evolution searches a Discrete space, got FakeBox"),
+        (UntouchedContinuous(), Gradient(), r"needs a differentiable objective.*best_of_n"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_call(
+    objective: Any, solver: Solver[Any], message: str
+) -> None:
+    with pytest.raises(Incompatible, match=message):
+        search(objective.space, objective, solver, Budget(steps=3))  # not even iterated
+
+
+class Breaking(FakeQuadratic):
+    """Returns `wrong` from the third round on."""
+
+    def __init__(self, wrong: Callable[[Tensor], Any]) -> None:
+        super().__init__(2)
+        self.wrong = wrong
+
+    def score(self, y: Tensor, draw: Draw) -> Any:
+        score = super().score(y, draw)
+        return self.wrong(score) if draw.round >= 2 else score
+
+
+@pytest.mark.parametrize("solver", [BestOfN(batch=3), Gradient(population=3), CmaEs(popsize=3)])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda s: s * float("nan"), "finite scores"),
+        (lambda s: s + float("inf"), "finite scores"),
+        (lambda s: torch.where(s == s.max(), s.new_tensor(float("-inf")), s), "finite scores"),
+        (lambda s: s.mean(), r"shape \[3\]; got \[\]"),
+        (lambda s: s[:, None], r"shape \[3\]; got \[3, 1\]"),
+        (lambda s: s[:1], r"shape \[3\]; got \[1\]"),
+    ],
+)
+def test_bad_scores_end_the_run_and_the_last_step_keeps_the_best(
+    solver: Solver[Any], wrong: Callable[[Tensor], Any], message: str
+) -> None:
+    problem = Breaking(wrong)
+    steps: list[Step] = []
+    with pytest.raises(RewardError, match=message):
+        for step in search(problem.space, problem, solver, Budget(steps=9)):
+            steps.append(step)  # noqa: PERF402  # what was yielded before the error counts
+    assert [step.index for step in steps] == [1, 2]
+    best = max(float(step.evaluation.score.max()) for step in steps)
+    assert steps[-1].best.score == best
+    # the run can be resumed from there once the reward is mended
+    mended = FakeQuadratic(2)
+    *_, last = search(mended.space, mended, solver, Budget(steps=9), resume=steps[-1])
+    assert last.index == 9
+
+
+def test_a_gradient_that_is_not_finite_is_a_reward_error() -> None:
+    class Cusp(FakeQuadratic):
+        def score(self, y: Tensor, draw: Draw) -> Tensor:
+            return -(0 * y).sum(dim=1).abs().sqrt()
+
+    problem = Cusp(2)
+    with pytest.raises(RewardError, match="gradient of the score is not finite"):
+        list(search(problem.space, problem, Gradient(), Budget(steps=2)))
+
+
+def test_seeds_repeat_and_differ() -> None:
+    problem = FakeQuadratic(3, noise=0.5)
+
+    def run(seed: int) -> list[Step]:
+        return list(search(problem.space, problem, CmaEs(), Budget(steps=5), seed=seed))
+
+    a, b, c = run(3), run(3), run(4)
+    assert all(same(comparable(x), comparable(y)) for x, y in zip(a, b, strict=True))
+    assert not any(torch.equal(x.z, y.z) for x, y in zip(a, c, strict=True))
+
+
+def test_a_start_must_have_the_spaces_shape() -> None:
+    with pytest.raises(InvalidInput, match=r"shape \[k, 3\], got \[1, 4\]"):
+        starting_at(FakeQuadratic(3).space, torch.zeros(1, 4))
+    with pytest.raises(InvalidInput, match=r"shape \[k, 2\]"):
+        starting_at(FakeChoices([2, 2]), torch.zeros(2, dtype=torch.int64))
