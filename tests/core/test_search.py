@@ -304,10 +304,9 @@ def test_bad_scores_end_the_run_and_the_last_step_keeps_the_best(
     solver: Solver[Any], wrong: Callable[[Tensor], Any], message: str
 ) -> None:
     problem = Breaking(wrong)
-    steps: list[Step] = []
+    steps: list[Step] = []  # what was yielded before the error
     with pytest.raises(RewardError, match=message):
-        for step in search(problem.space, problem, solver, Budget(steps=9)):
-            steps.append(step)  # noqa: PERF402  # what was yielded before the error counts
+        steps.extend(search(problem.space, problem, solver, Budget(steps=9)))
     assert [step.index for step in steps] == [1, 2]
     best = max(float(step.evaluation.score.max()) for step in steps)
     assert steps[-1].best.score == best

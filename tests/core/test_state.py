@@ -156,7 +156,7 @@ def test_what_cannot_be_saved_is_refused_by_place(value: Any) -> None:
 )
 def test_a_file_that_does_not_fit_is_refused(tree: Any) -> None:
     packed = Packed(tree, {"there": torch.ones(1)})
-    with pytest.raises(RunError, match="does not fit Inner.*Start a new run"):
+    with pytest.raises(RunError, match=r"does not fit Inner.*Start a new run"):
         unpack(Inner, packed)
 
 
