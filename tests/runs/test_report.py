@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from tiller.core.errors import InvalidInput
 from tiller.runs.advice import advice
 from tiller.runs.record import read_run
-from tiller.runs.report import write_report
+from tiller.runs.report import _panels, write_report
 from tiller.runs.store import RunStore, versions
 
 HOSTILE = '<script>alert("x")</script> & \U0001f989 it\'s \x07 \ud83d {{ 7*7 }} $a_b$'
@@ -154,6 +155,9 @@ def test_the_command_repeats_the_run(tmp_path):
         "--reward", "clip:0.5", "--reward", "brightness", "--held-out", "clip_heldout",
         "--seed", "3", "--budget", "steps=8", "--set", "eta=1.0", "--set", "mode=a b",
     ]  # fmt: skip
+    (shown,) = re.findall(r"<pre>(.*?)</pre>", write_report(run).read_text(), re.DOTALL)
+    pasted = unescape(shown).replace("\\\n", "")
+    assert shlex.split(pasted) == shlex.split(read_run(run).command())
     dashed = read_run(a_run(tmp_path, prompt="--help"))
     assert shlex.split(dashed.command())[-2:] == ["--", "--help"]
 
@@ -163,6 +167,18 @@ def test_small_pictures_are_squares_and_large_ones_are_not(tmp_path):
     large = write_report(a_run(tmp_path, size=300, steps=3)).read_text()
     assert 'class="pixelated"' not in large
     assert "data:image/jpeg" in large
+
+
+def test_the_unsteered_score_is_the_weighted_sum_of_its_rewards(tmp_path):
+    for rewards, score in (
+        (["clip"], 0.2),
+        (["clip:0.5"], 0.1),
+        (["clip:2", "clip_heldout"], 0.7),
+        (["unknown"], None),
+    ):
+        record = read_run(a_run(tmp_path, rewards=rewards, held_out=[], steps=2))
+        panels, _ = _panels(record)
+        assert panels[0].baseline == (score if score is None else pytest.approx(score))
 
 
 def test_a_long_run_keeps_its_film_short(tmp_path):

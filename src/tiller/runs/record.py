@@ -60,7 +60,7 @@ class Record:
     @property
     def held_out(self) -> tuple[str, ...]:
         """The names of the rewards that were only watched."""
-        return tuple(name.rpartition(":")[0] if _weighted(name) else name for name in self._watched)
+        return tuple(weighted(name)[0] for name in self._watched)
 
     @property
     def rewards(self) -> list[str]:
@@ -158,8 +158,12 @@ class Record:
 
         A spec may carry it as `command`, a list of arguments; otherwise it is put together.
         """
+        return shlex.join(self.arguments())
+
+    def arguments(self) -> list[str]:
+        """The same command, word by word."""
         given = self.spec.get("command")
-        return shlex.join(texts(given) if given else self._arguments())
+        return texts(given) if given else self._arguments()
 
     def _arguments(self) -> list[str]:
         spec = self.spec
@@ -193,12 +197,15 @@ def read_run(path: str | Path) -> Record:
     return Record(store.path, store.spec, store.created, tuple(store.journal.read()))
 
 
-def _weighted(name: str) -> bool:
-    """Whether a reward is written as `name:weight`."""
-    if ":" not in name:
-        return False
+def weighted(reward: str) -> tuple[str, float]:
+    """A reward's name and its weight.
+
+    Example:
+        >>> weighted("clip:0.5"), weighted("colour:red")
+        (('clip', 0.5), ('colour:red', 1.0))
+    """
+    name, _, weight = reward.rpartition(":")
     try:
-        float(name.rpartition(":")[2])
+        return (name, float(weight)) if name else (reward, 1.0)
     except ValueError:
-        return False
-    return True
+        return reward, 1.0

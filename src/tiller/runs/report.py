@@ -8,7 +8,7 @@ from pathlib import Path
 from tiller.core.errors import InvalidInput
 from tiller.runs.charts import SERIES, Curve, Panel, charts
 from tiller.runs.files import write_atomically
-from tiller.runs.record import Record, read_run
+from tiller.runs.record import Record, read_run, weighted
 from tiller.runs.templating import rendered
 from tiller.runs.view import RunView, shortened, view
 
@@ -143,14 +143,18 @@ def _reward_curves(records: Sequence[Record], name: str) -> list[Curve]:
 
 
 def _baseline_score(record: Record) -> float | None:
-    """The unsteered picture's score, where the journal tells it or one reward says it."""
+    """The unsteered picture's score: the weighted sum of its rewards, where nothing is penalized.
+
+    The journal may say it itself, as `score`.
+    """
     if "score" in record.baseline:
         return float(record.baseline["score"])
     scores = record.baseline.get("scores") or {}
-    optimized = [value for name, value in scores.items() if name not in record.held_out]
-    plain = len(record.rewards) <= 1 and not any(":" in name for name in record.rewards)
-    penalized = any(entry.get("penalty") for entry in record.steps)
-    return float(optimized[0]) if len(optimized) == 1 and plain and not penalized else None
+    parts = [weighted(reward) for reward in record.rewards]
+    known = parts and all(scores.get(name) is not None for name, _ in parts)
+    if not known or any(entry.get("penalty") for entry in record.steps):
+        return None
+    return float(sum(weight * scores[name] for name, weight in parts))
 
 
 def _x(record: Record) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def view(record: Record) -> RunView:
         costs=_costs(cost),
         model_calls=f"{cost.get('forwards', 0) + cost.get('backwards', 0):,}",
         time=duration(float(cost.get("seconds", 0))),
-        command=record.command(),
+        command=_command(record),
         settings=_settings(record),
         remarks=record.remarks,
         citation=record.citation,
@@ -214,6 +215,14 @@ def _stopped(record: Record) -> str:
     if kind == "budget":
         return f"It stopped because the budget was used ({detail})"
     return f"It stopped: {stopped}"
+
+
+def _command(record: Record) -> str:
+    """The command that repeats the run, an option a line: it reads well and still pastes."""
+    text = ""
+    for word in record.arguments():
+        text += (" \\\n  " if word.startswith("--") else " " if text else "") + shlex.quote(word)
+    return text
 
 
 def _ended(record: Record) -> str:
