@@ -40,7 +40,7 @@ class Gradient:
       gradient, the last of them ends on the closed form x0 = (x_t - sigma_t eps) / alpha_t, and
       the trajectory stops there (DPO-Diff, arXiv 2407.01606, section 4.3). t + k denoiser calls.
 
-    A step is one of the scheduler's timesteps, so PNDM has one more than `num_inference_steps`.
+    A step is one of the scheduler's timesteps; PNDM has more of them than `num_inference_steps`.
 
     Example:
         >>> Gradient.parse("shortcut(15, 1)") == Gradient.shortcut(15, 1)

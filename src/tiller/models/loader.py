@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
+import huggingface_hub
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
@@ -83,7 +84,13 @@ def load_model(
             pipeline = _single_file(path, options, local_files_only)
         else:
             folder = path.is_dir()
-            if not folder and (name in BUNDLED or not _is_hub_id(name)):
+            if not folder and name in BUNDLED:
+                raise InvalidInput(
+                    f"the bundled model {name!r} is not in this installation: expected its weights "
+                    f"at {str(path)!r}; install the package again, or train them with "
+                    "`python -m tiller.models.bundled`"
+                )
+            if not folder and not _is_hub_id(name):
                 raise InvalidInput(f"expected a model's folder at {str(path)!r}, there is none")
             source = str(path) if folder else name
             options["local_files_only"] = folder or local_files_only or None
@@ -145,7 +152,13 @@ def _single_file(path: Path, options: dict[str, Any], local_files_only: bool | N
 
 def _check_class(source: str, local_files_only: bool | None) -> None:
     """Refuse an unsupported pipeline by its index, before any weight is fetched."""
-    index = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+    file = Path(source) / "model_index.json"
+    if not Path(source).is_dir():
+        found = huggingface_hub.hf_hub_download(
+            source, "model_index.json", local_files_only=bool(local_files_only)
+        )
+        file = Path(found)
+    index = json.loads(file.read_text(encoding="utf-8"))
     kind = index.get("_class_name")
     if kind not in SUPPORTED:
         raise InvalidInput(
@@ -176,21 +189,30 @@ def _read_defaults(folder: Path) -> dict[str, Any]:
 def _one_line(name: str) -> Iterator[None]:
     """Turn what the libraries raise into one line that says what to do."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # diffusers still passes arguments to the hub that the hub ignores, and warns about
+            warnings.filterwarnings("ignore", message=".*deprecated and ignored.*")
+            yield
     except TillerError:
         raise
     except (OSError, ValueError) as error:
-        offline = huggingface_hub.constants.HF_HUB_OFFLINE
-        remedy = (
-            "the hub is offline (HF_HUB_OFFLINE=1) and the model is not in the cache: download it "
-            'first, or give a folder, a .safetensors file or "emoji"'
-            if offline and not Path(name).exists()
-            else "check the name and the connection, or give a folder, a .safetensors file or "
-            '"emoji"'
-        )
-        raise InvalidInput(
-            f"cannot load the model {name!r}: {_first_line(error)}; {remedy}"
-        ) from error
+        other = 'or give a folder, a .safetensors file or "emoji"'
+        if Path(name).expanduser().exists() or name in BUNDLED:
+            line = (
+                f"cannot load the model in {name!r}: {_first_line(error)}; expected diffusers' "
+                "layout: model_index.json and a folder with safetensors weights for each component"
+            )
+        elif huggingface_hub.constants.HF_HUB_OFFLINE:
+            line = (
+                f"the hub is offline (HF_HUB_OFFLINE=1) and the model {name!r} is not in its "
+                f"cache: download it first, {other}"
+            )
+        else:
+            line = (
+                f"cannot load the model {name!r} from the hub: {_first_line(error)}; check the "
+                f"name and the connection, {other}"
+            )
+        raise InvalidInput(line) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -76,7 +76,7 @@ class Trajectory:
 
     @property
     def num_steps(self) -> int:
-        """Denoiser calls of a whole trajectory; T, or T + 1 with PNDM."""
+        """Denoiser calls of a whole trajectory: T, and more with PNDM."""
         return len(self.timesteps)
 
     def sample_noise(self, generator: torch.Generator) -> Tensor:
@@ -183,7 +183,10 @@ class Trajectory:
             )
 
     def _measured(self, denoiser: Denoiser, calls: _Calls) -> int:
-        """Bytes that one step keeps for one candidate; measured once, by one forward."""
+        """Bytes that one step keeps for one candidate; measured once, by one unbilled forward.
+
+        Unbilled, so that a resumed run, which measures again, costs what the whole one did.
+        """
         wanted = tuple(tensor.requires_grad for tensor in denoiser.inputs)
         key = (denoiser.branches, wanted, *(tuple(v.shape[1:]) for v in denoiser.inputs))
         if key not in self._step_bytes:
@@ -202,7 +205,6 @@ class Trajectory:
             self._step_bytes[key] = saved_bytes(
                 lambda: denoiser(latents, self._device_timesteps[0], *inputs)
             )
-            count(recomputes=denoiser.branches)
         return self._step_bytes[key]
 
 
