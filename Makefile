@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+FONT   := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE  := 1
 
@@ -10,7 +11,7 @@ export HF_HUB_OFFLINE  := 1
 demo: $(VENV)/.installed
 	$(BIN)/tiller steer "a black rabbit on a green background" --method dno --reward clip \
 	    --budget steps=20 --out demo
-	$(BIN)/tiller report demo/latest
+	$(BIN)/tiller report demo
 
 test: lint types tests
 
@@ -25,8 +26,13 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-tests: $(VENV)/.installed
+tests: $(VENV)/.installed $(FONT)
 	$(BIN)/python -m pytest
+
+# Only the tests of the scene generator need it; without it and without root they are skipped.
+$(FONT):
+	-[ "$$(id -u)" = 0 ] && command -v apt-get && apt-get update -q && \
+	    apt-get install -y -q fonts-noto-color-emoji
 
 # One environment for both commands. The pins make the install the same everywhere.
 $(VENV)/.installed: pyproject.toml constraints.txt
