@@ -285,14 +285,16 @@ def _search(
 
 
 def _write_report(now: Session, run_dir: Path) -> Path | None:
-    """The run's page; a run is worth keeping without it, so its failure is a notice."""
+    """The run's page; whatever goes wrong with it, the run has its answer."""
     from tiller.runs.report import write_report
 
     try:
         return Path(write_report([run_dir], run_dir / "report.html"))
     except TillerError as error:
         now.notice(f"no report was written: {error}")
-        return None
+    except Exception as error:
+        now.bug(error)
+    return None
 
 
 def _run_folder(path: Path, now: Session) -> Path:
@@ -391,7 +393,7 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # no emoji in the terminal's encoding
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="tiller", standalone_mode=False)
     except _USAGE as error:
         code = _usage(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -400,7 +402,7 @@ def main() -> None:
 def _usage(error: Any) -> int:
     """A command line that cannot be read: one line, and where to read on."""
     path = getattr(error.ctx, "command_path", "tiller") if error.ctx else "tiller"
-    text = f"{error.format_message()} See `{path} --help`."
+    text = f"{error.format_message().rstrip('.')}. See `{path} --help`."
     now = Session(as_json="--json" in sys.argv[1:])
     now.fail(text, INPUT)
     if now.as_json:

@@ -25,9 +25,10 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from tiller.core.errors import TillerError, TillerNotice
+from tiller.core.errors import TillerError
 from tiller.terminal import one_line, quoted, stderr_console, stdout_console
 
+_NOTICE = 400  # characters of a notice that are shown: some quote the whole prompt
 BUG, INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 _MEMORY = (
@@ -63,7 +64,9 @@ class Session:
 
     def notice(self, text: str) -> None:
         """One line that stops nothing."""
-        self.console.print(Text(f"notice: {one_line(text)}"))
+        line = one_line(text)
+        line = line if len(line) <= _NOTICE else f"{line[:_NOTICE]}…"
+        self.console.print(Text(f"notice: {line}"))
 
     def fail(self, text: str, code: int) -> None:
         """One line that says what is wrong; the command ends with `code`."""
@@ -72,6 +75,10 @@ class Session:
         self.console.print(Text.assemble(("error: ", "bold red"), line))
         run = None if self.run_dir is None else str(self.run_dir)
         self.answered = {"error": line, "run": run}
+
+    def bug(self, error: Exception) -> None:
+        """One line that asks for a report; the traceback goes to a file."""
+        self.fail(_bug(error, self.run_dir), BUG)
 
 
 @contextmanager
@@ -93,7 +100,7 @@ def session(as_json: bool) -> Iterator[Session]:
                 if _out_of_memory(error):
                     now.fail(f"out of memory: {_MEMORY}", INPUT)
                 else:
-                    now.fail(_bug(error, now.run_dir), BUG)
+                    now.bug(error)
         if as_json:
             print(json.dumps(now.answered), flush=True)
         sys.stdout.flush()
@@ -198,7 +205,7 @@ def _one_line_warnings(tell: Callable[[str], None]) -> Iterator[None]:
             tell(text)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", TillerNotice)
+        warnings.simplefilter("always", UserWarning)  # TillerNotice is one
         warnings.showwarning = show
         yield
 
