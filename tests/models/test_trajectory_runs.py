@@ -34,7 +34,7 @@ class PointMass(FrozenModel):
     """The exact denoiser of data that is one point: its x0 estimate is that point, always."""
 
     def __init__(self, prediction_type: str, set_alpha_to_one: bool = True) -> None:
-        self.name = "point mass"
+        self.name, self.source = "point mass", None
         self.defaults = SamplerSettings(10, 1.0, 0.0, 4, 4)
         self.latent_shape, self.latent_scale = (3, 4, 4), 1
         self.device, self.dtype = torch.device("cpu"), torch.float64
