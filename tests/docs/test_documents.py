@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,35 @@ def test_extend_shows_a_reward_a_solver_and_a_method_that_run(tmp_path: Path) ->
     )
     done = run([sys.executable, "-c", check], tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/start.md"])
+def test_the_commands_of_a_newcomer_run_as_they_stand(name: str, tmp_path: Path) -> None:
+    """Each `tiller` line, in order; the placeholder of a run's folder is the newest run."""
+    ran = 0
+    for body in blocks(ROOT / name, ""):
+        for line in body.splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or words[0] != "tiller":
+                continue
+            newest = max((tmp_path / "runs").glob("2*"), key=os.path.getmtime, default=None)
+            arguments = [
+                str(newest) if word == "RUN" or word.startswith("runs/2") else word
+                for word in words[1:]
+            ]
+            done = run([sys.executable, "-m", "tiller", *arguments], tmp_path)
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+            ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks_run_as_they_stand(document: Path, tmp_path: Path) -> None:
+    if document.name in ("extend.md", "rewards.md"):
+        pytest.skip("its blocks have a test of their own")
+    for body in blocks(document, "python"):
+        done = run([sys.executable, "-W", "error::UserWarning", "-c", body], tmp_path)
+        assert done.returncode == 0, f"{body}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
