@@ -57,14 +57,22 @@ def quoted(path: str | Path) -> str:
     return shlex.quote(shown(path))
 
 
+class _Output(Console):
+    """A console that lets a broken pipe be seen by who decides the exit code."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich's own ends the process with code 1, which here means our bug."""
+        raise BrokenPipeError
+
+
 def stderr_console() -> Console:
     """Standard error; nothing printed to it is taken for markup or emoji codes."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return _Output(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def stdout_console() -> Console:
     """Standard output, where results go."""
-    return Console(highlight=False, markup=False, emoji=False)
+    return _Output(highlight=False, markup=False, emoji=False)
 
 
 class ProgressLine:

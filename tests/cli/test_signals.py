@@ -17,6 +17,7 @@ from ended import Tiller, small
 from spawned import Child, start
 
 STEPS = 16
+KILLS = 5
 TIMING = ("time", "cost")
 
 
@@ -116,19 +117,19 @@ def test_killed_at_random_moments_and_resumed_a_run_ends_as_if_nothing_had_happe
     child = start(dno(model, killed, *budget), tmp_path / "b")
     children.append(child)
     child.until(lambda: any(killed.glob("*/run.json")))
-    kills = 0
-    for _ in range(6):
-        child.process.join(moments.uniform(0, seconds / 2))
-        if child.process.is_alive():
-            child.signal(signal.SIGKILL)
-            child.process.join()
-            kills += 1
-        (run,) = killed.iterdir()
+    (run,) = killed.iterdir()
+    for kill in range(KILLS):
+        # Somewhere in or after one of the next rounds, and at least once before the first.
+        wanted = 0 if kill == 0 else len(rounds(killed)) + moments.randint(1, 2)
+        child.until(lambda least=wanted: len(rounds(killed)) >= least)
+        time.sleep(moments.uniform(0, seconds / STEPS))
+        assert child.process.is_alive(), "the kills must hit a run under way"
+        child.signal(signal.SIGKILL)
+        child.process.join()
         child = start(["resume", str(run), "--json"], tmp_path / "b")
         children.append(child)
     code, stdout, stderr = child.wait()
     assert code == 0, stderr
-    assert kills >= 3
     assert rounds(killed) == rounds(whole)
     (other,) = whole.iterdir()
     for name in ("images/best.png", "images/baseline.png", "best.safetensors"):
@@ -142,9 +143,10 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert child.stdout is not None
-    assert child.stderr is not None
-    child.stdout.close()
-    said = child.stderr.read().decode()
-    assert child.wait() == 141
+    with child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        said = child.stderr.read().decode()
+    assert child.returncode == 141
     assert said == ""

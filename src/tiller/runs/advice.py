@@ -23,7 +23,7 @@ def advice(record: Record) -> list[str]:
             "The run ended with an error; the best so far is kept. Once its cause is removed, "
             "`tiller resume` continues."
         )
-    elif record.stopped is None:
+    elif record.stopped in (None, "interrupted"):
         found.append("The run is not finished. `tiller resume` continues it.")
     gains = {name: change(record, name) for name in steps[-1].get("scores") or {}}
     aims = [gain for name, gain in gains.items() if name not in record.held_out]
