@@ -38,6 +38,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (vae, unet, judge_training, preference):
         monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(preference, "EXAMPLES", 32)
+    monkeypatch.setattr(preference, "UNSEEN", 16)
+    monkeypatch.setattr(vae, "MEASURED", 8)
     yield
     torch.set_num_threads(threads)
 

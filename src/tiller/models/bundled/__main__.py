@@ -48,7 +48,10 @@ def _runner(name: str, target: Path | None) -> Callable[[Path, int | None], None
         from .assemble import WEIGHTS
         from .evaluate import evaluate
 
-        return lambda work, steps: evaluate(target or WEIGHTS)
+        def measure(work: Path, steps: int | None) -> None:
+            evaluate(target or WEIGHTS)
+
+        return measure
     run: Callable[[Path, int | None], None] = getattr(stages, name.replace("-", "_"))
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextModel
 
 from . import stages, unet
 from .clip import write_image_config
@@ -21,14 +21,12 @@ LIMIT_MB = 40.0
 def assemble(work: Path, target: Path = WEIGHTS) -> Path:
     """Write the pipeline, both CLIPs, the preference head and the judge as fp16 safetensors."""
     tokenizer = stages.load_tokenizer(work)
-    clip = stages.load_clip(work)
-    text_encoder = CLIPTextModel(clip.config.text_config)
-    text_encoder.load_state_dict(clip.text_model.state_dict())
+    text_encoder = stages.load_text_encoder(work)
     pipeline = StableDiffusionPipeline(
         vae=stages.load_vae(work),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=stages.load_unet(work, clip.config.text_config.hidden_size),
+        unet=stages.load_unet(work, text_encoder.config.hidden_size),
         scheduler=unet.scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -48,6 +46,7 @@ def assemble(work: Path, target: Path = WEIGHTS) -> Path:
             save_file(half, str(folder / f"{name}.safetensors"))
         shutil.copy(work / "out" / "judge.json", folder / "judge.json")
         unet.write_defaults(folder)
+        _clean(folder)
         if (target / "metrics.json").exists():
             shutil.copy(target / "metrics.json", folder / "metrics.json")
         shutil.rmtree(target, ignore_errors=True)
@@ -55,3 +54,14 @@ def assemble(work: Path, target: Path = WEIGHTS) -> Path:
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file()) / 1e6
     print(f"assembled {target}: {size:.1f} MB (limit {LIMIT_MB:.0f})", flush=True)
     return target
+
+
+def _clean(folder: Path) -> None:
+    """Drop from the configs this machine's paths, and what a class derives and warns about."""
+    for path in folder.rglob("*.json"):
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        if settings.get("_class_name") == "AutoencoderTiny":
+            settings.pop("block_out_channels", None)
+        if path.parent.name != "tokenizer":
+            path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -16,8 +16,8 @@ from torch import Tensor
 def corrupt(images: Tensor, vae: AutoencoderTiny | None, generator: torch.Generator) -> Tensor:
     """Mild corruptions of pictures [n, 3, 64, 64] in [-1, 1] that leave what they show intact.
 
-    A third go through the autoencoder with some noise on the latents; then each of blur, pixel
-    noise and a jitter of brightness and channel gains is applied with its own chance.
+    About one in seven goes through the autoencoder with noise on the latents; then each of blur,
+    pixel noise and a jitter of brightness and channel gains is applied with its own chance.
     """
     count = len(images)
     out = images.clone()
@@ -31,7 +31,7 @@ def corrupt(images: Tensor, vae: AutoencoderTiny | None, generator: torch.Genera
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    picked = chosen(0.33)
+    picked = chosen(0.15)
     if vae is not None and picked.any():
         with torch.no_grad():
             latents = vae.encode(out[picked]).latents.float()
@@ -54,21 +54,22 @@ def corrupt(images: Tensor, vae: AutoencoderTiny | None, generator: torch.Genera
 
 
 def nothing(images: Tensor, vae: AutoencoderTiny, generator: torch.Generator) -> Tensor:
-    """Pictures [m, 3, 64, 64] that no caption describes, a fifth of as many as the scenes given.
+    """Pictures [m, 3, 64, 64] that no caption describes, about a sixth of the scenes given.
 
     In turn: decoded latent noise, two scenes blended, a scene's 16x16 tiles shuffled, a scene lost
     in latent noise, and a scene without its colours' order (channels rolled and inverted).
     """
-    parts = images.chunk(5)
-    fifth = max(1, len(parts[0]) // 5)
+    each = max(1, len(images) // 25)
+    # far apart: neighbours in a batch are near twins
+    spread = torch.arange(5 * each) * len(images) // (5 * each)
+    a, b, c, d, e = images[spread].unflatten(0, (5, each))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     unit = 1.0 / vae.config.scaling_factor
     with torch.no_grad():
-        noise = unit * normal(fifth, 4, 16, 16)
-        a, b, c, d, e = (part[:fifth] for part in parts)
+        noise = unit * normal(each, 4, 16, 16)
         lost = vae.encode(d).latents.float()
         lost = 0.6 * lost + 0.8 * unit * normal(*lost.shape)
         decoded = vae.decode(torch.cat([noise, lost])).sample.float().clamp(-1, 1)

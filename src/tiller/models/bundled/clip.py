@@ -218,10 +218,11 @@ def contrastive(texts: Tensor, images: Tensor, true: Tensor, scale: Tensor) -> T
 def classification(head: Tensor, shown: list[Spec], sizes: tuple[int, ...]) -> Tensor:
     """Mean cross entropy of the label heads over the slots that exist."""
     target = torch.tensor([labels(s) for s in shown])
-    terms = [
-        F.cross_entropy(logits.float(), target[:, i])
-        for i, logits in enumerate(head.split(sizes, dim=-1))
-    ]
+    terms = []
+    for i, logits in enumerate(torch.split(head, list(sizes), dim=-1)):
+        # a batch may have no second subject at all: a plain mean would be 0 / 0
+        total = F.cross_entropy(logits.float(), target[:, i], reduction="sum")
+        terms.append(total / (target[:, i] >= 0).sum().clamp(min=1))
     return torch.stack(terms).mean()
 
 
@@ -249,6 +250,8 @@ def train(
         return {"loss": pair + label, "pair": pair, "label": label, "scale": scale}
 
     model = Trainee(build(tower, tokenizer), tower.hidden)
+    # the backward pass of the fused attention is several times slower on a CPU
+    model.clip.set_attn_implementation("eager")
     fit(tower.name, model, loss, plan, work)
     return model.clip
 

@@ -133,8 +133,9 @@ class Judge:
         pixels = images.detach().float().cpu()
         if pixels.shape[-2:] != (64, 64):
             pixels = F.interpolate(pixels, (64, 64), mode="bicubic", antialias=True)
-        logits = torch.cat([self._net(p * 2 - 1) for p in pixels.clamp(0, 1).split(256)])
-        best = [part.softmax(-1).max(-1) for part in logits.split(HEADS, dim=-1)]
+        batches = torch.split(pixels.clamp(0, 1) * 2 - 1, 256)
+        logits = torch.cat([self._net(batch) for batch in batches])
+        best = [part.softmax(-1).max(-1) for part in torch.split(logits, list(HEADS), dim=-1)]
         sure = torch.stack([b.values for b in best], 1).tolist()
         which = torch.stack([b.indices for b in best], 1).tolist()
         return [_verdict(row, chances) for row, chances in zip(which, sure, strict=True)]

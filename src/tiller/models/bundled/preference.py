@@ -28,6 +28,7 @@ from .train import Plan, fit
 
 SEED = 41
 EXAMPLES = 12_000
+UNSEEN = 1000  # scenes that the correlation is measured on
 BATCH = 256
 PLAN = Plan(
     steps=1500, lr=3e-3, warmup=50, decay=0.8, weight_decay=1e-3, seed=SEED, bf16=False,
@@ -85,7 +86,7 @@ def train(work: Path, clip: CLIPModel, steps: int | None = None) -> PreferenceHe
 
 
 @torch.no_grad()
-def correlation(head: PreferenceHead, clip: CLIPModel, count: int = 1000) -> float:
+def correlation(head: PreferenceHead, clip: CLIPModel) -> float:
     """Pearson correlation of the head's scores with the rating over unseen scenes."""
-    inputs, ratings = features(clip, count, start=80_000_000)
+    inputs, ratings = features(clip, UNSEEN, start=80_000_000)
     return float(torch.corrcoef(torch.stack([head(inputs), ratings]))[0, 1])

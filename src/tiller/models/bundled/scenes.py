@@ -115,7 +115,8 @@ def _tint(rgb: NDArray[np.float32], alpha: NDArray[np.float32], colour: str) -> 
         return np.repeat(0.62 + 0.38 * stretched, 3, axis=-1)
     tinted = np.array(TINTS[colour], dtype=np.float32) / 255.0 * (0.35 + 0.85 * stretched)
     highlight = np.clip((stretched - 0.85) / 0.15, 0.0, 1.0) * 0.6
-    return np.clip(tinted * (1.0 - highlight) + highlight, 0.0, 1.0)
+    blended: NDArray[np.float32] = np.clip(tinted * (1.0 - highlight) + highlight, 0.0, 1.0)
+    return blended
 
 
 def compose(spec: Spec, rng: np.random.Generator) -> tuple[Picture, tuple[tuple[int, ...], ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tiller.core.errors import InvalidInput
 
@@ -44,6 +44,11 @@ def load_tokenizer(work: Path) -> CLIPTokenizer:
 def load_clip(work: Path, name: str = "clip") -> CLIPModel:
     """A trained CLIP."""
     return CLIPModel.from_pretrained(need(work / "out" / name, name.replace("_", "-"))).eval()
+
+
+def load_text_encoder(work: Path) -> CLIPTextModel:
+    """The first CLIP's text tower as it was when the denoiser's training began."""
+    return CLIPTextModel.from_pretrained(need(work / "out" / "text_encoder", "unet")).eval()
 
 
 def scenes(work: Path, steps: int | None) -> None:
@@ -107,7 +112,13 @@ def unet(work: Path, steps: int | None) -> None:
     """The denoiser, on latents that are encoded once."""
     from . import unet as stage
 
-    text_encoder = load_clip(work).text_model
+    folder = work / "out" / "text_encoder"
+    if not folder.exists():  # later training of CLIP must not move what the denoiser listens to
+        clip_model = load_clip(work)
+        text_encoder = CLIPTextModel(clip_model.config.text_config)
+        text_encoder.load_state_dict(clip_model.text_model.state_dict())
+        text_encoder.save_pretrained(folder)
+    text_encoder = load_text_encoder(work)
     model = stage.train(work, load_vae(work), text_encoder, load_tokenizer(work), steps)
     model.save_pretrained(work / "out" / "unet")
 

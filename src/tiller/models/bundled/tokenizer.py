@@ -37,10 +37,8 @@ def ordinary_words() -> list[str]:
 def learn() -> tuple[dict[str, int], list[str]]:
     """Learn the vocabulary (token -> id) and the merges ("left right"), as CLIP orders them."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
-        add_prefix_space=False, use_regex=False
-    )
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=2 * len(alphabet) + MERGES,

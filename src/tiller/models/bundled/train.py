@@ -89,7 +89,7 @@ def fit(name: str, model: nn.Module, loss: Loss, plan: Plan, work: Path) -> nn.M
             saved = time.monotonic()
     if plan.ema:
         with torch.no_grad():
-            torch._foreach_copy_(params, average)
+            torch._foreach_copy_([p.detach() for p in params], average)
     return model.eval()
 
 
@@ -102,7 +102,7 @@ def write_atomically(tensors: dict[str, Tensor], path: Path, note: dict[str, str
 
 def averaged(path: Path, model: nn.Module) -> int:
     """Load a checkpoint's averaged weights (or its weights) into the model; its step."""
-    with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(str(path), framework="pt") as file:
         keys = set(file.keys())
         state = {k[6:]: file.get_tensor(k) for k in keys if k.startswith("model.")}
         model.load_state_dict(state)
@@ -129,7 +129,7 @@ def _save(
 def _restore(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]
 ) -> int:
-    with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(str(path), framework="pt") as file:
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         step = int(json.loads(file.metadata()["tiller"])["step"])
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})

@@ -20,6 +20,7 @@ from .train import Plan, fit
 
 BATCH = 24
 SEED = 11
+MEASURED = 512  # scenes whose latents set the scaling factor
 NOISE = 0.06  # on the latents, whose magnitude the penalty keeps near one
 PLAN = Plan(steps=4400, lr=1.2e-3, warmup=100, decay=0.5, weight_decay=0.0, seed=SEED)
 
@@ -74,8 +75,8 @@ def train(work: Path, steps: int | None = None) -> AutoencoderTiny:
 
 @torch.no_grad()
 def scaled(model: AutoencoderTiny) -> AutoencoderTiny:
-    """The model with `scaling_factor` = 1 / std of the latents of 512 scenes."""
-    latents = model.encode(pixels(50_000_000, 512)).latents
+    """The model with `scaling_factor` = 1 / std of the latents of `MEASURED` scenes."""
+    latents = model.encode(pixels(50_000_000, MEASURED)).latents
     factor = round(1.0 / float(latents.std()), 5)
     model.register_to_config(scaling_factor=factor)
     model.scaling_factor = factor
