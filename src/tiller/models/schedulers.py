@@ -7,6 +7,7 @@ estimate is the one the scheduler itself uses, where it shows it.
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -79,6 +80,9 @@ def prepared(template: Any, name: str, steps: int) -> Any:
         raise InvalidInput(
             f"scheduler {name!r} cannot sample this model in num_inference_steps={steps}: {error}"
         ) from error
+    if isinstance(scheduler, LMSDiscreteScheduler):
+        # Numerical integrals over the fixed sigmas: the copies made for each run share them.
+        scheduler.get_lms_coefficient = functools.cache(scheduler.get_lms_coefficient)
     return scheduler
 
 
