@@ -43,6 +43,9 @@ def learn() -> tuple[dict[str, int], list[str]]:
     trainer = trainers.BpeTrainer(
         vocab_size=2 * len(alphabet) + MERGES,
         initial_alphabet=alphabet,
+        # named so that they get their numbers first: ties between merges go by number, and would
+        # otherwise follow the order of a randomly seeded hash table
+        special_tokens=alphabet + [c + "</w>" for c in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
