@@ -342,7 +342,7 @@ def _list(
             now.answer({what: rows}, listing(rows, columns), "", *filter(None, [more, hint]))
             return
         found = one(name)
-        texts = {key: value for key, value in found.items() if key not in ("fields", "about")}
+        texts = {k: v for k, v in found.items() if k not in ("fields", "about") and v is not None}
         lines = [
             f"{key.replace('_', ' '):<16}{clean(plain(value))}" for key, value in texts.items()
         ]
