@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub.constants
 import pytest
 import torch
@@ -87,6 +88,12 @@ def test_variant(folder: Path, tmp_path: Path) -> None:
     fake_pipeline().save_pretrained(tmp_path / "half", variant="fp16")
     assert load_model(tmp_path / "half", variant="fp16").dtype == torch.float32
     assert "cannot load the model in" in message(folder, variant="fp16")
+
+
+def test_loading_a_folder_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(folder)
+    assert capfd.readouterr() == ("", "")
+    assert diffusers.utils.logging.is_progress_bar_enabled()  # for whoever else draws one
 
 
 def test_an_object_stays_as_it_is() -> None:

@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import FrozenModel, SamplerSettings
 from tiller.models.diffusers_adapter import SUPPORTED, StableDiffusion
+from tiller.models.quiet import quietly
 from tiller.models.schedulers import NAMES
 
 BUNDLED = {"emoji": Path(__file__).parent / "bundled" / "weights"}
@@ -98,9 +99,10 @@ def load_model(
                 options["variant"] = variant
             _check_class(source, options["local_files_only"])
             defaults = _read_defaults(path) if folder else {}
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                source, use_safetensors=True, **options
-            )
+            with quietly() if folder else contextlib.nullcontext():  # a download shows its progress
+                pipeline = StableDiffusionPipeline.from_pretrained(
+                    source, use_safetensors=True, **options
+                )
     pipeline.to(_device(device))
     local = name not in BUNDLED and path.exists()
     source = str(path.resolve()) if local else name
