@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,7 @@ class Result:
         prompt: the user's prompt.
         best: the best picture found; never worse than the baseline by the run's own score.
         baseline: the unsteered picture of the same seed and sampler.
+        held_out: the names of the rewards that were reported and not optimized.
         cost: what the search used (the baseline is not charged).
         stopped: why it ended: a limit of the budget, the solver's own end, or `interrupted`.
         run_dir: the run's folder; `tiller.open_run` reads it back.
@@ -62,6 +63,7 @@ class Result:
     prompt: str
     best: Picture
     baseline: Picture
+    held_out: tuple[str, ...]
     cost: Cost
     stopped: str
     run_dir: Path
@@ -69,11 +71,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress line or a live page shows after a round."""
+    """What a progress line or a live page shows after a round.
+
+    Attributes:
+        step: the round.
+        scores: what every reward says of the best picture so far.
+        baseline: the same of the unsteered picture.
+        held_out: which of them are not optimized.
+        budget: the run's.
+        run_dir: its folder.
+    """
 
     step: Step
     scores: dict[str, float]
     baseline: dict[str, float]
+    held_out: tuple[str, ...]
     budget: Budget
     run_dir: Path
 
@@ -120,6 +132,8 @@ def steer(
     """
     _check_prompt(prompt, seed)
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    if method != "auto":
+        make_method(method, settings)  # a typing error should not cost the loading of a model
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = make_reward(reward, probe_size=loaded.defaults.height)
     name, chosen = make_method(method, settings, optimized)
@@ -211,6 +225,11 @@ class _Run:
         budget = Budget.parse(spec["budget"])
         return cls(spec, method, task, reward, held_out, budget, method.build(task))
 
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names of the rewards that are not optimized."""
+        return tuple(part.name for part in self.held_out.parts) if self.held_out else ()
+
     @torch.no_grad()
     def scores(self, picture: Tensor) -> dict[str, float]:
         """What every reward of the run says of one picture [1, 3, H, W]."""
@@ -236,16 +255,16 @@ def _drive(
     """Run the search and keep the folder in step with it; the state on disk is the truth."""
     with store, interruptible() as interrupted:
         saved = store.load_state()
-        if saved is None:
-            store.rewind(0)
-            baseline = _draw_baseline(run, store)
-        else:
-            store.rewind(saved.tree["round"])
-            store.append({"kind": "resumed", "step": saved.tree["round"], "time": _now()})
-            baseline = _picture(store, "baseline")
-        scores = baseline.scores if saved is None else _picture(store, "best").scores
         planned = False
         try:
+            if saved is None:
+                store.rewind(0)
+                baseline = _draw_baseline(run, store)
+                scores = baseline.scores
+            else:
+                store.rewind(saved.tree["round"])
+                store.append({"kind": "resumed", "step": saved.tree["round"], "time": _now()})
+                baseline, scores = _picture(store, "baseline"), _picture(store, "best").scores
             for step in search_phases(run.phases, run.budget, seed=run.spec["seed"], resume=saved):
                 fresh = step.best.round == step.index
                 if fresh:
@@ -256,11 +275,14 @@ def _drive(
                 stopped = step.stopped or ("interrupted" if interrupted() else None)
                 store.checkpoint(pack(step.state), _entry(step, scores, fresh, stopped))
                 if on_step is not None:
-                    on_step(Progress(step, scores, baseline.scores, run.budget, store.path))
+                    on_step(
+                        Progress(step, scores, baseline.scores, run.watched, run.budget, store.path)
+                    )
                 if stopped:
                     break
         except TillerError as error:
-            store.append({"kind": "error", "text": str(error), "time": _now()})
+            with suppress(RunError):  # the disk may be what failed
+                store.append({"kind": "error", "text": str(error), "time": _now()})
             error.add_note(f"run: {store.path}")
             raise
     return open_run(store.path)
@@ -278,7 +300,14 @@ def _draw_baseline(run: _Run, store: RunStore) -> Picture:
     picture = run.draw_baseline()
     baseline = Picture(to_image(picture), run.scores(picture))
     store.save_image("baseline.png", picture, _about(run, 0, baseline.scores))
-    store.append({"kind": "baseline", "scores": baseline.scores, "image": "images/baseline.png"})
+    store.append(
+        {
+            "kind": "baseline",
+            "scores": baseline.scores,
+            "held_out": run.watched,
+            "image": "images/baseline.png",
+        }
+    )
     return baseline
 
 
@@ -351,6 +380,7 @@ def open_run(run_dir: str | Path) -> Result:
         prompt=record.prompt,
         best=_picture(store, "best"),
         baseline=_picture(store, "baseline"),
+        held_out=tuple(record.baseline.get("held_out", ())),
         cost=Cost(**record.last["cost"]),
         stopped=record.stopped or "not finished",
         run_dir=record.path,

@@ -6,7 +6,6 @@ Everything here but the table goes to standard error. Text of users and librarie
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from pathlib import Path
@@ -122,7 +121,7 @@ class ProgressLine:
     def update(self, progress: Progress) -> None:
         """Take in one round; give this to `steer` as `on_step`."""
         if self.latest is None:
-            self._method, self._held_out = _names(progress.run_dir)
+            self._method, self._held_out = method_of(progress.run_dir), progress.held_out
         self.latest, self._seen = progress, time.monotonic()
         due = self._seen - self._said >= EVERY or progress.step.stopped is not None
         if self._live is None and not self._quiet and due:
@@ -167,7 +166,7 @@ class ProgressLine:
 
 def summary(result: Result, report: Path | None) -> list[RenderableType]:
     """The end of a run: baseline → best for every reward, cost, why it stopped, what to do next."""
-    _, held_out = _names(result.run_dir)
+    held_out = result.held_out
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("reward", overflow="fold")
     for heading in ("baseline", "best", "change"):
@@ -258,18 +257,10 @@ def _more(stopped: str) -> str | None:
 
 
 def method_of(run_dir: Path) -> str:
-    """The name of a run's method."""
-    return _names(run_dir)[0]
-
-
-def _names(run_dir: Path) -> tuple[str, tuple[str, ...]]:
-    """A run's method, and the names that its held-out rewards have among the scores."""
+    """The name of a run's method: what `auto` picked."""
     from tiller.runs.record import read_run
 
-    record = read_run(run_dir)
-    # A reward from a file is given by its path and called by the file's name.
-    held_out = tuple(name.rpartition(os.sep)[2] for name in record.held_out)
-    return clean(record.method), (*record.held_out, *held_out)
+    return clean(read_run(run_dir).method)
 
 
 def _clock(seconds: float) -> str:

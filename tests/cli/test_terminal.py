@@ -36,6 +36,7 @@ def progress(index: int, cost: Cost, stopped: str | None = None) -> Any:
         step=step,
         scores={"clip_heldout": 0.5, "clip": 0.75},
         baseline={"clip_heldout": 0.4, "clip": 0.25},
+        held_out=("clip_heldout",),
         budget=Budget(steps=10),
         run_dir=Path("run"),
     )
@@ -43,7 +44,7 @@ def progress(index: int, cost: Cost, stopped: str | None = None) -> Any:
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> tuple[ProgressLine, io.StringIO]:
-    monkeypatch.setattr("tiller.terminal._names", lambda run_dir: ("dno", ("clip_heldout",)))
+    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: "dno")
     out = io.StringIO()
     return ProgressLine(Console(file=out, width=400, markup=False, highlight=False)), out
 
@@ -78,7 +79,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(
 def test_a_terminal_gets_one_line_that_is_gone_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tiller.terminal._names", lambda run_dir: ("dno", ("clip_heldout",)))
+    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: "dno")
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=True, markup=False)
     shown = ProgressLine(console)

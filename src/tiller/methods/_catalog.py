@@ -20,18 +20,20 @@ def available() -> dict[str, type[Method]]:
     return discover("tiller.methods", Method)  # type: ignore[type-abstract]
 
 
-def make_method(name: str, settings: Mapping[str, Any], reward: Reward) -> tuple[str, Method]:
+def make_method(
+    name: str, settings: Mapping[str, Any], reward: Reward | None = None
+) -> tuple[str, Method]:
     """The method called `name` with `settings`, and its name (that of the choice for `auto`).
 
     Args:
         name: a name of `available()`, `auto`, or `package.module:Class` for a third party's.
         settings: its fields; strings (from a command line) are converted to the field's type.
-        reward: decides `auto`: a differentiable reward is ascended, another one sampled.
+        reward: needed by `auto`: a differentiable reward is ascended, another one sampled.
 
     Raises:
         InvalidInput: unknown name or field, or a value that does not fit.
     """
-    if name == "auto":
+    if name == "auto" and reward is not None:
         name = choose(reward)
     kind = _third_party(name) if ":" in name else available().get(name)
     if kind is None:
