@@ -59,6 +59,16 @@ def test_two_subjects_stand_left_and_right_in_the_order_of_the_caption() -> None
 
 
 @needs_font
+def test_on_a_grid_every_place_is_a_multiple_and_nothing_else_changes() -> None:
+    for scene in scenes.scenes(0, 60, grid=4):
+        low, high = scenes.ONE_SIZES if len(scene.boxes) == 1 else scenes.TWO_SIZES
+        for left, top, width, height in scene.boxes:
+            assert left % 4 == top % 4 == max(width, height) % 4 == 0
+            assert low <= max(width, height) <= high
+            assert max(left + width, top + height) <= 64
+
+
+@needs_font
 @pytest.mark.parametrize("colour", [*scenes.TINTS, "black", "white"])
 def test_a_tinted_subject_has_its_colour_on_average(colour: str) -> None:
     rgb, alpha = scenes.sprite("whale", colour, 48)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from . import stages, unet
 from .clip import write_image_config
+from .train import steps_done
 
 WEIGHTS = Path(__file__).with_name("weights")
 LIMIT_MB = 40.0
@@ -46,6 +47,9 @@ def assemble(work: Path, target: Path = WEIGHTS) -> Path:
             save_file(half, str(folder / f"{name}.safetensors"))
         shutil.copy(work / "out" / "judge.json", folder / "judge.json")
         unet.write_defaults(folder)
+        names = ("vae", "clip", "clip-heldout", "preference", "judge", "unet")
+        steps = {name: steps_done(work / f"{name}.safetensors") for name in names}
+        (folder / "training.json").write_text(json.dumps({"steps": steps}, indent=2) + "\n")
         _clean(folder)
         if (target / "metrics.json").exists():
             shutil.copy(target / "metrics.json", folder / "metrics.json")

@@ -33,6 +33,7 @@ def evaluate(weights: Path) -> dict[str, Any]:
     pipeline = load_pipeline(weights)
     judge = Judge.load(weights / "judge.safetensors", weights / "judge.json")
     metrics: dict[str, Any] = {"megabytes": _megabytes(weights)}
+    metrics |= json.loads((weights / "training.json").read_text())
     metrics["judge"] = judge_accuracy(judge)
     metrics["vae_l1"] = vae_l1(pipeline.vae)
     for name in ("clip", "clip_heldout"):

@@ -119,8 +119,13 @@ def _tint(rgb: NDArray[np.float32], alpha: NDArray[np.float32], colour: str) -> 
     return blended
 
 
-def compose(spec: Spec, rng: np.random.Generator) -> tuple[Picture, tuple[tuple[int, ...], ...]]:
-    """Draw the spec with random sizes and places: one anywhere, two side by side, none cut off."""
+def compose(
+    spec: Spec, rng: np.random.Generator, grid: int = 1
+) -> tuple[Picture, tuple[tuple[int, ...], ...]]:
+    """Draw the spec with random sizes and places: one anywhere, two side by side, none cut off.
+
+    Sizes and places are multiples of `grid` pixels.
+    """
     assert spec.background is not None
     canvas = np.empty((SIZE, SIZE, 3), dtype=np.float32)
     canvas[:] = BACKGROUND_RGB[spec.background]
@@ -128,10 +133,10 @@ def compose(spec: Spec, rng: np.random.Generator) -> tuple[Picture, tuple[tuple[
     low, high = ONE_SIZES if len(spec.subjects) == 1 else TWO_SIZES
     boxes = []
     for slot, (subject, colour) in enumerate(spec.subjects):
-        rgb, alpha = sprite(subject, colour or NATURAL, int(rng.integers(low, high + 1)))
+        rgb, alpha = sprite(subject, colour or NATURAL, _multiple(rng, low, high, grid))
         height, width = alpha.shape[:2]
-        left = slot * half + int(rng.integers(0, half - width + 1))
-        top = int(rng.integers(0, SIZE - height + 1))
+        left = slot * half + _multiple(rng, 0, half - width, grid)
+        top = _multiple(rng, 0, SIZE - height, grid)
         patch = canvas[top : top + height, left : left + width]
         patch *= 1.0 - alpha
         patch += rgb
@@ -139,19 +144,25 @@ def compose(spec: Spec, rng: np.random.Generator) -> tuple[Picture, tuple[tuple[
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), tuple(boxes)
 
 
-def scene(index: int, seed: int = 0, split: Split = "train") -> Scene:
+def _multiple(rng: np.random.Generator, low: int, high: int, grid: int) -> int:
+    return grid * int(rng.integers(-(-low // grid), high // grid + 1))
+
+
+def scene(index: int, seed: int = 0, split: Split = "train", grid: int = 1) -> Scene:
     """The scene number `index` of the split: the same for the same arguments, on any machine."""
     rng = np.random.default_rng([seed, index])
     spec = random_spec(rng, split, "two" if rng.random() < TWO_SUBJECTS else "one")
-    image, boxes = compose(spec, rng)
+    image, boxes = compose(spec, rng, grid)
     hidden = rng.random() < NO_BACKGROUND
     text = caption(Spec(spec.subjects, None) if hidden else spec, rng)
     return Scene(image, spec, text, boxes)  # type: ignore[arg-type]
 
 
-def scenes(start: int, count: int, *, seed: int = 0, split: Split = "train") -> list[Scene]:
+def scenes(
+    start: int, count: int, *, seed: int = 0, split: Split = "train", grid: int = 1
+) -> list[Scene]:
     """The scenes `start` to `start + count - 1` of the split."""
-    return [scene(index, seed, split) for index in range(start, start + count)]
+    return [scene(index, seed, split, grid) for index in range(start, start + count)]
 
 
 def sheet(images: NDArray[np.uint8], columns: int = 8, zoom: int = 2) -> Image.Image:

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .muon import Muon
+
 Loss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
 """(model, step, generator) -> named terms; the sum to descend is the term "loss"."""
 
@@ -37,6 +39,7 @@ class Plan:
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     seed: int = 0
     bf16: bool = True
+    muon: bool = False  # Muon for the matrices instead of AdamW
     save_seconds: float = 120.0
     log_every: int = 50
 
@@ -61,9 +64,7 @@ def fit(name: str, model: nn.Module, loss: Loss, plan: Plan, work: Path) -> nn.M
     path = work / f"{name}.safetensors"
     work.mkdir(parents=True, exist_ok=True)
     params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        params, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
-    )
+    optimizer = _optimizer(params, plan)
     average = [p.detach().clone() for p in params] if plan.ema else []
     step = _restore(path, model, optimizer, average) if path.exists() else 0
     model.train()
@@ -93,11 +94,25 @@ def fit(name: str, model: nn.Module, loss: Loss, plan: Plan, work: Path) -> nn.M
     return model.eval()
 
 
+def _optimizer(params: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+    if plan.muon:
+        return Muon(params, plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    return torch.optim.AdamW(
+        params, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay, fused=True
+    )
+
+
 def write_atomically(tensors: dict[str, Tensor], path: Path, note: dict[str, str]) -> None:
     """Save safetensors beside `path`, then rename: the file is the old one or the new one."""
     beside = path.with_name(path.name + ".part")
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(beside), metadata=note)
     beside.replace(path)
+
+
+def steps_done(path: Path) -> int:
+    """The step that a checkpoint was written after."""
+    with safe_open(str(path), framework="pt") as file:
+        return int(json.loads(file.metadata()["tiller"])["step"])
 
 
 def averaged(path: Path, model: nn.Module) -> int:
@@ -111,7 +126,7 @@ def averaged(path: Path, model: nn.Module) -> int:
             for i, p in enumerate(trained):
                 if f"ema.{i}" in keys:
                     p.copy_(file.get_tensor(f"ema.{i}"))
-        return int(json.loads(file.metadata()["tiller"])["step"])
+    return steps_done(path)
 
 
 def _save(
