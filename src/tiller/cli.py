@@ -19,7 +19,17 @@ from tiller import __version__
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.session import INPUT, INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
-from tiller.terminal import ProgressLine, clean, listing, method_of, one_line, plain, shown, summary
+from tiller.terminal import (
+    ProgressLine,
+    clean,
+    listing,
+    method_of,
+    one_line,
+    plain,
+    quoted,
+    shown,
+    summary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,9 +187,11 @@ def export(
         from tiller.runs.export import export as write
 
         found = write(folder, to, out)
-        text, path = (None, found) if isinstance(found, Path) else (found, None)
-        if path is not None:
-            path = path.absolute()
+        path = found.absolute() if isinstance(found, Path) else None
+        text = found if isinstance(found, str) else None
+        if path is not None and to == "python":  # printed, so that it can be piped to a file
+            now.notice(f"run it with: python {quoted(path)}")
+            text = path.read_text()
         data = {"run": str(folder), "to": to, "path": path and str(path), "text": text}
         if text is not None:
             now.answer(data, *map(clean, text.splitlines()))

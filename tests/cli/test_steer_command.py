@@ -145,7 +145,10 @@ def test_export_writes_files_or_prints_the_words(
     assert Path(picture["path"]).parent == tmp_path / "here"
     script = tiller("export", run, "--to", "python", "--json").json
     assert "tiller" not in Path(script["path"]).read_text().split('"""')[2]
-    assert script["text"] is None
+    assert script["text"] == Path(script["path"]).read_text()
+    printed = tiller("export", run, "--to", "python")
+    assert printed.out == script["text"]
+    assert "run it with: python" in printed.err
 
 
 def test_a_prompt_of_500_words_is_drawn_with_a_notice(steer: Tiller) -> None:

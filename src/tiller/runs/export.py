@@ -61,7 +61,7 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         return _write(target, {"best.png": data}) / "best.png"
     settings, data = _inputs(record)
     noise_file, slots = _noise_file(settings, data)
-    script = redraw_script(settings, slots)
+    script = redraw_script({**settings, "noise_path": target / "noise.safetensors"}, slots)
     files = {"noise.safetensors": noise_file, "redraw.py": script.encode("utf-8")}
     return _write(target, files) / "redraw.py"
 
@@ -148,6 +148,7 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         scheduler=_CLASSES[name],
         stepwise=stepwise,
         model=None if model is None else str(model),
+        noise_path=str(settings.get("noise_path") or "noise.safetensors"),
         loader="from_single_file" if single else "from_pretrained",
         prompt=str(settings.get("prompt") or ""),
         negative_prompt=str(settings.get("negative_prompt") or ""),
