@@ -29,8 +29,12 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
 }
 
 
+NO_SPACES = {"probability"}  # measures over a space's points
+
+
 def test_no_space_is_forgotten() -> None:
-    assert {info.name for info in pkgutil.iter_modules(tiller.spaces.__path__)} == set(SPACES)
+    files = {info.name for info in pkgutil.iter_modules(tiller.spaces.__path__)}
+    assert files - NO_SPACES == set(SPACES)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -53,9 +53,16 @@ class Estimate:
 
 
 class Estimator(ABC):
-    """How the gradient of the reward with respect to z is had."""
+    """How the gradient of the reward with respect to z is had.
 
-    needs_gradient: bool = True  # of the objective: False for estimators that only compare scores
+    Attributes:
+        needs_gradient: of the whole objective; False for estimators that compare scores.
+        needs_render_gradient: of what is rendered, for estimators that compare scores and
+            propagate what they find through the renderer.
+    """
+
+    needs_gradient: bool = True
+    needs_render_gradient: bool = False
 
     @abstractmethod
     def __call__(
@@ -75,9 +82,9 @@ class Autograd(Estimator):
             leaf = z.detach().requires_grad_()
             y = objective.render(space.decode(leaf), draw)
             reward = objective.score(y, draw)
-            _check_scores(reward, len(z))
+            check_scores(reward, len(z))
             (grad,) = torch.autograd.grad(reward.sum(), leaf)
-        return Estimate(reward.detach(), grad, _detached(y))
+        return Estimate(reward.detach(), grad, detached(y))
 
 
 def evaluate(
@@ -105,7 +112,7 @@ def evaluate(
         for first in range(0, n, size):
             part = z[first : first + size]
             estimate = (estimator or _no_gradient)(space, objective, part, draw)
-            _check_scores(estimate.reward, len(part))
+            check_scores(estimate.reward, len(part))
             reward = estimate.reward.to(penalty)
             rewards.append(reward)
             if estimate.grad is not None:
@@ -141,20 +148,23 @@ def _penalties(
     total = torch.zeros(len(z), dtype=torch.float64)
     gradient: Tensor | None = None
     for regulariser in objective.regularisers:
-        closed = regulariser.gradient(z, draw) if wanted else None
-        leaf = z.detach().requires_grad_(wanted and closed is None)
-        with torch.set_grad_enabled(leaf.requires_grad):
-            value = regulariser.value(leaf, draw)
-        if leaf.requires_grad:
-            (closed,) = torch.autograd.grad(value.sum(), leaf)
-        total += regulariser.weight * value.detach().to(total)
-        if closed is not None:
-            part = regulariser.weight * closed
+        if wanted:
+            value, slope = regulariser.value_and_gradient(z, draw)
+            part = regulariser.weight * slope
             gradient = part if gradient is None else gradient + part
+        else:
+            with torch.no_grad():
+                value = regulariser.value(z, draw)
+        total += regulariser.weight * value.to(total)
     return total, gradient
 
 
-def _check_scores(score: Tensor, n: int) -> None:
+def check_scores(score: Tensor, n: int) -> None:
+    """Refuse what is not one finite score a candidate.
+
+    Raises:
+        RewardError: `score` has another shape than [n], or holds NaN or infinities.
+    """
     if not isinstance(score, Tensor) or score.shape != (n,):
         got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise RewardError(f"a reward must return one score a candidate, shape [{n}]; got {got}")
@@ -165,9 +175,10 @@ def _check_scores(score: Tensor, n: int) -> None:
         )
 
 
-def _detached(y: Any) -> Any:
+def detached(y: Any) -> Any:
+    """What was rendered, without its graph."""
     if isinstance(y, Tensor):
         return y.detach()
     if isinstance(y, (list, tuple)):
-        return type(y)(_detached(item) for item in y)
+        return type(y)(detached(item) for item in y)
     return y

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from tiller.core.rng import Draw
@@ -34,12 +35,23 @@ class Regulariser(ABC):
         """d value.sum() / dz [n, ...] in closed form, or None to use autograd on `value`."""
         return None
 
+    def value_and_gradient(self, z: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """`value` and its gradient, holding no graph; override where they share their work."""
+        closed = self.gradient(z, draw)
+        leaf = z.detach().requires_grad_(closed is None)
+        with torch.set_grad_enabled(leaf.requires_grad):
+            value = self.value(leaf, draw)
+        if closed is None:
+            (closed,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), closed
+
 
 class Objective(ABC, Generic[X_contra, Y]):
     """What a candidate is worth.
 
     Attributes:
         differentiable: `score(render(x))` carries gradients to x.
+        render_differentiable: `render(x)` does, whatever `score` is; implied by `differentiable`.
         stateful: evaluation changes the objective (a supernet trains); `state` is checkpointed.
         batch_size: candidates evaluated at once; None for all of a round's.
         images_per_candidate: pictures drawn for one candidate, to end exactly on an image budget.
@@ -47,6 +59,7 @@ class Objective(ABC, Generic[X_contra, Y]):
     """
 
     differentiable: bool = False
+    render_differentiable: bool = False
     stateful: bool = False
     batch_size: int | None = None
     images_per_candidate: int = 1
@@ -63,6 +76,10 @@ class Objective(ABC, Generic[X_contra, Y]):
     def pick(self, y: Y, index: int) -> Any:
         """Candidate `index` of y, kept as a batch of one; override where y is no tensor."""
         return y[index : index + 1]  # type: ignore[index]  # tensors and lists; others override
+
+    def nearest(self, y: Y) -> Y:
+        """The y that `score` takes, nearest to one that was perturbed; y itself by default."""
+        return y
 
     def state(self) -> dict[str, Tensor]:
         """Copies of what a stateful objective needs to continue bit-exactly."""
