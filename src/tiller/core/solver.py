@@ -83,3 +83,9 @@ def check_compatible(
             f"solver {name} needs a differentiable objective, and {type(objective).__name__} is "
             "not; choose best_of_n, random or cma, or a differentiable reward"
         )
+    renders = objective.differentiable or objective.render_differentiable
+    if estimator.needs_render_gradient and not renders:
+        raise Incompatible(
+            f"estimator {type(estimator).__name__} needs gradients of what is rendered, and "
+            f"{type(objective).__name__} gives none; choose ZerothOrder, which compares scores"
+        )

@@ -50,7 +50,10 @@ class FakeQuadratic(Objective[Tensor, Tensor]):
         batch_size: candidates evaluated at once.
         dtype: of the numbers.
         regularisers: penalties.
+        black_box: the score gives no gradient; what is rendered still does.
     """
+
+    render_differentiable = True
 
     def __init__(
         self,
@@ -61,13 +64,14 @@ class FakeQuadratic(Objective[Tensor, Tensor]):
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float64,
         regularisers: tuple[Regulariser, ...] = (),
+        black_box: bool = False,
     ) -> None:
         powers = torch.linspace(0, 1, dimension, dtype=dtype) if dimension > 1 else torch.zeros(1)
         self.scale = condition ** powers.to(dtype)
         self.target = torch.linspace(-1, 1, dimension, dtype=dtype)
         self.space = FakeBox((dimension,), dtype=dtype)
         self.noise, self.batch_size, self.regularisers = noise, batch_size, regularisers
-        self.differentiable = True
+        self.differentiable = not black_box
 
     def render(self, x: Tensor, draw: Draw) -> Tensor:
         """x [n, dimension], less the round's shift; one image and one forward a candidate."""
@@ -78,6 +82,7 @@ class FakeQuadratic(Objective[Tensor, Tensor]):
     def score(self, y: Tensor, draw: Draw) -> Tensor:
         """[n], at most 0."""
         count(reward_calls=len(y))
+        y = y if self.differentiable else y.detach()
         return -(self.scale * (y - self.target) ** 2).sum(dim=1)
 
 
