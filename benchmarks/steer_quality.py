@@ -13,6 +13,7 @@ and are not computed again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import statistics
@@ -44,7 +45,8 @@ def cell(
         "dno+warm": ("dno", f"steps={steps - 4 + 1}", {"warm_start": 8}),
     }
     name, budget, settings = arms[method]
-    path = out / f"{reward}-{method}-{steps}-{seed}-{abs(hash_of(prompt))}.json"
+    key = key_of(model.fingerprint(), reward, name, budget, settings, seed, prompt)
+    path = out / f"{reward}-{method}-{key}.json"
     if path.is_file():
         return json.loads(path.read_text())
     result = tiller.steer(
@@ -76,9 +78,9 @@ def cell(
     return found
 
 
-def hash_of(text: str) -> int:
-    """A hash that is the same in every process."""
-    return int.from_bytes(text.encode().ljust(8, b"\0")[-8:], "little") ^ len(text)
+def key_of(*parts: Any) -> str:
+    """A short hash, the same in every process."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
 def as_tensor(picture: Any) -> torch.Tensor:

@@ -35,7 +35,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing.method_conformance": {"core", "methods", "models", "rewards", "spaces", "solvers"},
 }
 # What stands above the packages: they may import everything, and no package imports them.
-TOP = {"__init__", "__main__", "api", "cli", "doctor", "listing", "session", "terminal", "web"}
+TOP = {
+    "__init__",
+    "__main__",
+    "api",
+    "cli",
+    "doctor",
+    "driver",
+    "listing",
+    "session",
+    "terminal",
+    "web",
+}
 
 # The core is torch and the standard library; jaxtyping only names shapes in annotations.
 CORE_OUTSIDE = {"torch", "jaxtyping"}

@@ -192,6 +192,7 @@ def summary(result: Result, report: Path | None) -> list[RenderableType]:
         ("next", clean(f"tiller report {run}")),
         ("", clean(f"tiller export {run} --to python")),
     ]
+    facts += [("note", one_line(text)) for text in _notices(result.run_dir)]
     if (more := _more(result.stopped)) is not None:
         facts.append(("", clean(f"tiller resume {run}{more}")))
     return [table, "", *(f"{name:<9}{value}" for name, value in facts)]
@@ -253,7 +254,14 @@ def _more(stopped: str) -> str | None:
         return ""
     kind, _, limit = stopped.partition("budget: ")
     name, _, value = limit.partition("=")
-    return None if kind or not value else f" --budget {name}={2 * float(value):g}"
+    return None if kind or not value else f" --budget {name}={2 * float(value):.0f}"
+
+
+def _notices(run_dir: Path) -> list[str]:
+    """What the run had to say: which activations it kept, what it fell back to."""
+    from tiller.runs.record import read_run
+
+    return [text for kind, text in read_run(run_dir).remarks if kind == "notice"]
 
 
 def method_of(run_dir: Path) -> str:

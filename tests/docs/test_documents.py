@@ -42,7 +42,8 @@ def test_extend_shows_a_reward_a_solver_and_a_method_that_run(tmp_path: Path) ->
         assert arguments[0] == "tiller"
         if "--reward" not in arguments:
             arguments += ["--reward", "brightness"]
-        done = run([sys.executable, "-m", *arguments, *common], tmp_path, tmp_path)
+        tiller = Path(sys.executable).with_name("tiller")  # as installed: no PYTHONPATH
+        done = run([str(tiller), *arguments[1:], *common], tmp_path)
         assert done.returncode == 0, done.stderr
     check = (
         "from annealing import Annealing\n"
@@ -55,6 +56,7 @@ def test_extend_shows_a_reward_a_solver_and_a_method_that_run(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["README.md", "docs/start.md"])
 def test_the_commands_of_a_newcomer_run_as_they_stand(name: str, tmp_path: Path) -> None:
     """Each `tiller` line, in order; the placeholder of a run's folder is the newest run."""

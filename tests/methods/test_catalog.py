@@ -40,7 +40,7 @@ def test_convert_reads(value: object, hint: object, expected: object) -> None:
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("3.5", int), ("nan", float), ("x", int | None), (True, int), ("maybe", bool), (3, str)],
+    [("3.5", int), ("nan", float), ("x", int | None), (True, int), ("maybe", bool), ([3], str)],
 )
 def test_convert_refuses(value: object, hint: object) -> None:
     with pytest.raises(InvalidInput, match="field must be"):

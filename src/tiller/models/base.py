@@ -151,6 +151,7 @@ class FrozenModel(ABC):
         name: what the user asked for, for messages.
         source: what `load_model` can load again (a bundled name, a hub id, an absolute path), for
             run records; None for a pipeline object.
+        options: what else `load_model` was given, as plain data.
         defaults: the settings the model was made for.
         latent_shape: (C, h, w) of one candidate at the default size.
         latent_scale: pixels per latent, along each side.
@@ -161,6 +162,7 @@ class FrozenModel(ABC):
 
     name: str
     source: str | None
+    options: dict[str, str | None]
     defaults: SamplerSettings
     latent_shape: tuple[int, int, int]
     latent_scale: int
@@ -192,6 +194,10 @@ class FrozenModel(ABC):
             pooled_prompt_embeds: [m, P], where the model takes one.
             time_ids: [m, 6], where the model takes them.
         """
+
+    def fingerprint(self) -> str:
+        """A short text that changes when the weights or their precision do."""
+        return f"{self.dtype}"
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

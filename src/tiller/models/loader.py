@@ -106,8 +106,18 @@ def load_model(
     pipeline.to(_device(device))
     local = name not in BUNDLED and path.exists()
     source = str(path.resolve()) if local else name
+    given = {
+        "dtype": None if wanted is None else str(wanted).removeprefix("torch."),
+        "variant": variant,
+        "scheduler": scheduler,
+    }
     return StableDiffusion(
-        pipeline, name=name, source=source, defaults=defaults, scheduler=scheduler
+        pipeline,
+        name=name,
+        source=source,
+        options=given,
+        defaults=defaults,
+        scheduler=scheduler,
     )
 
 

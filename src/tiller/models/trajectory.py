@@ -154,7 +154,8 @@ class Trajectory:
                     latents = estimate
                 if hook is not None:
                     latents = _hooked(hook, index, latents, estimate)
-        count(images=len(noise))
+        if window.stop == self.num_steps:  # a shortcut is no full generation
+            count(images=len(noise))
         return latents if window.steps else latents.detach()
 
     def _latent_shape(self) -> tuple[int, int, int]:

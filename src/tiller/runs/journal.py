@@ -90,6 +90,11 @@ class Journal:
             lines = "".join(to_json(entry) + "\n" for entry in kept)
             write_atomically(self.path, lines.encode(), "write the journal")
 
+    def clear(self) -> None:
+        """Drop every line: the run begins again."""
+        self.close()
+        write_atomically(self.path, b"", "write the journal")
+
     def close(self) -> None:
         """Let go of the file; a later `append` opens it again."""
         if self._file is not None:

@@ -59,7 +59,9 @@ class Record:
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """The names of the rewards that were only watched."""
+        """The names of the rewards that were only watched: the keys of their scores."""
+        if "held_out" in self.baseline:
+            return tuple(self.baseline["held_out"])
         return tuple(weighted(name)[0] for name in self._watched)
 
     @property

@@ -91,9 +91,7 @@ class RunStore:
         try:
             store.lock()
             store._make_images_folder()
-            run = {"format": FORMAT, "created": created, "spec": store.spec}
-            data = (to_json(run, indent=1) + "\n").encode()
-            write_atomically(path / "run.json", data, "start the run")
+            store._write_spec()
         except RunError:
             store.close()
             _discard(path)
@@ -129,6 +127,17 @@ class RunStore:
                 f"to {FORMAT}). Upgrade tiller, or start the run again"
             )
         return cls(folder, spec, created)
+
+    def set_budget(self, budget: str) -> None:
+        """Let the run go on to another budget, also the next time that it is resumed."""
+        self._owned()
+        self.spec = {**self.spec, "budget": budget}
+        self._write_spec()
+
+    def _write_spec(self) -> None:
+        run = {"format": FORMAT, "created": self.created, "spec": self.spec}
+        data = (to_json(run, indent=1) + "\n").encode()
+        write_atomically(self.path / "run.json", data, "write the run's settings")
 
     def lock(self) -> Self:
         """Take the folder for this process until `close`; the system lets go when it dies.

@@ -1,0 +1,125 @@
+"""`dno`: the regulariser and the estimators that its fields ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tiller.core.budget import Budget
+from tiller.core.errors import InvalidInput
+from tiller.core.evaluation import Autograd
+from tiller.core.rng import Stream
+from tiller.core.search import search_phases
+from tiller.methods.base import Task
+from tiller.methods.dno import Dno
+from tiller.models.loader import load_model
+from tiller.rewards import make_reward
+from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
+from tiller.spaces.probability import Prno
+from tiller.testing.fake_pipeline import fake_pipeline
+from tiller.testing.method_conformance import check_method
+
+SMALL = Dno(num_inference_steps=3, b=4)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task(load_model(fake_pipeline()), "a red cat", "", make_reward("brightness"))
+
+
+@pytest.fixture(scope="module")
+def black_box(task: Task) -> Task:
+    return replace(task, reward=make_reward("jpeg"))
+
+
+def problem(method: Dno, task: Task) -> Any:
+    (phase,) = method.build(task)
+    return phase.build(None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (Autograd, Hybrid2())),
+        ({"estimator": "hybrid2"}, (Hybrid2(), Hybrid2())),
+        ({"estimator": "hybrid1", "q": 3}, (Hybrid1(q=3), Hybrid1(q=3))),
+        ({"estimator": "zeroth_order", "mu": 0.5}, (ZerothOrder(mu=0.5), ZerothOrder(mu=0.5))),
+    ],
+)
+def test_the_estimator_fits_the_reward(
+    settings: dict[str, Any], expected: tuple[Any, Any], task: Task, black_box: Task
+) -> None:
+    for each, wanted in zip((task, black_box), expected, strict=True):
+        found = problem(replace(SMALL, **settings), each).solver.estimator
+        assert isinstance(found, wanted) if isinstance(wanted, type) else found == wanted
+
+
+def test_the_regulariser_is_the_papers(task: Task) -> None:
+    assert problem(SMALL, task).objective.regularisers == ()
+    made = problem(Dno(num_inference_steps=3, gamma=0.1), task).objective.regularisers
+    assert made == (Prno(k=2, b=100, weight=0.1),)
+
+
+@pytest.mark.parametrize("estimator", ["zeroth_order", "hybrid1", "hybrid2"])
+def test_a_black_box_keeps_every_promise_of_a_method(estimator: str, black_box: Task) -> None:
+    method = replace(SMALL, estimator=estimator, q=2, gamma=0.1)
+    check_method(method, black_box, budget=Budget(steps=3))
+
+
+def test_a_reward_as_a_black_box_rises_too(task: Task) -> None:
+    """The estimates climb what the gradient climbs."""
+    method = replace(SMALL, estimator="hybrid2", lr=0.05)
+    steps = list(search_phases(method.build(task), Budget(steps=8)))
+    assert steps[-1].best.score > float(steps[0].evaluation.score[0]) + 1e-4
+
+
+def test_the_regulariser_holds_the_noise_back(task: Task) -> None:
+    def penalty(gamma: float) -> float:
+        method = replace(SMALL, lr=0.3, gamma=gamma)
+        *_, last = search_phases(method.build(task), Budget(steps=15))
+        return float(Prno(b=200).value(last.z.double(), draw())[0])
+
+    def draw() -> Any:
+        from tiller.core.rng import Draw
+
+        return Draw(9, 9)
+
+    assert penalty(1.0) < 0.5 * penalty(0.0)
+
+
+def test_perturbed_pictures_stay_pictures(task: Task) -> None:
+    objective = problem(SMALL, task).objective
+    y = torch.tensor([-0.1, 0.5, 1.1])
+    assert objective.nearest(y).tolist() == [0.0, 0.5, 1.0]
+    assert objective.render_differentiable
+    assert not SMALL.pictures(task).render_differentiable
+
+
+def test_the_penalty_counts_in_the_choice_of_the_warm_start(task: Task) -> None:
+    method = replace(SMALL, warm_start=3, gamma=5.0)
+    first, *_ = search_phases(method.build(task), Budget(steps=2))
+    z = SMALL.noise(task).sample(3, Stream(0))
+    assert torch.equal(first.z, z)
+    assert bool((first.evaluation.penalty >= 0).all())
+    score = first.evaluation.reward - first.evaluation.penalty
+    assert first.evaluation.best == int(score.argmax())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gamma": -0.1},
+        {"gamma": float("inf")},
+        {"b": 0},
+        {"k": 0},
+        {"estimator": "magic"},
+        {"mu": 0.1},
+        {"estimator": "hybrid1", "mu": -1.0},
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], task: Task) -> None:
+    with pytest.raises(InvalidInput):
+        replace(SMALL, **settings).build(task)
