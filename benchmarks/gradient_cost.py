@@ -169,28 +169,32 @@ def ratios(
     }
 
 
-def peak_bytes(name: str, steps: int) -> int:
-    """The peak in bytes during one recomputed gradient of `steps` steps; on a GPU above weights."""
+def peak_bytes(name: str, steps: int) -> dict[str, int]:
+    """The process's peak during one recomputed gradient, and its growth over the loaded model."""
     model = model_of(name)
     job = Job(model, steps)
+    job.plain()
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         job.gradient(Gradient.full(), "recompute")
-        return torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_allocated()
+        return {"peak": peak, "growth": peak - before}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     job.gradient(Gradient.full(), "recompute")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak": peak, "growth": peak - before}
 
 
 def memory(name: str, threads: int) -> dict[str, Any]:
     """Peaks at T = 10 and T = 100, each in a fresh process."""
-    peaks: dict[str, int] = {}
+    found: dict[str, dict[str, int]] = {}
     for steps in (10, 100):
         command = [sys.executable, __file__, "--peak", str(steps), "--model", name]
         command += ["--threads", str(threads)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks[str(steps)] = int(done.stdout.split()[-1])
-    return {"peak_bytes": peaks, "ratio": peaks["100"] / peaks["10"]}
+        found[str(steps)] = json.loads(done.stdout.splitlines()[-1])
+    return {"bytes": found, "ratio": found["100"]["peak"] / found["10"]["peak"]}
 
 
 def main() -> None:
@@ -208,7 +212,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        print(peak_bytes(arguments.model, arguments.peak))
+        print(json.dumps(peak_bytes(arguments.model, arguments.peak)))
         return
     model = model_of(arguments.model)
     measured = {
