@@ -76,7 +76,15 @@ def test_dno_raises_the_reward_by_its_gradient(model: FrozenModel, tmp_path: Pat
     assert result.cost.backwards == result.cost.forwards == 8 * 4 * 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"warm_start": 3}, {"method": "random"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"warm_start": 3},
+        {"method": "random"},
+        {"reward": "jpeg", "estimator": "hybrid2", "q": 2, "gamma": 0.1, "b": 3},
+    ],
+)
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
 def test_a_run_cut_off_anywhere_resumes_to_the_uninterrupted_one(
     model: FrozenModel, tmp_path: Path, stop_at: int, settings: dict[str, Any]
@@ -117,11 +125,17 @@ def test_the_warm_start_ascends_from_the_best_sample(model: FrozenModel, tmp_pat
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)  # the same picture, drawn alone
 
 
-def test_auto_takes_gradients_where_there_are_any(model: FrozenModel, tmp_path: Path) -> None:
-    assert steer(model, tmp_path, method="auto", budget="steps=1").method == "dno"
-    black_box = steer(model, tmp_path, method="auto", reward="jpeg", budget="images=2")
-    assert black_box.method == "best_of_n"
-    assert black_box.cost.images == 2
+def test_auto_ascends_with_or_without_the_rewards_gradient(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    white_box = steer(model, tmp_path, method="auto", budget="steps=1")
+    assert white_box.method == "dno"
+    assert white_box.cost.images == 1
+    black_box = steer(model, tmp_path, method="auto", reward="jpeg", budget="steps=2")
+    assert black_box.method == "dno"
+    assert black_box.cost.images == 2 * (4 + 1)  # hybrid 2: four perturbed pictures and the own
+    assert black_box.cost.backwards == 2 * 4 * 2  # of which one is differentiated
+    assert black_box.best.scores["jpeg"] >= black_box.baseline.scores["jpeg"]
 
 
 def test_a_python_reward_and_a_pipeline_object_must_be_given_again(
@@ -194,7 +208,12 @@ def test_ctrl_c_ends_after_the_step_under_way(model: FrozenModel, tmp_path: Path
         ({"scheduler": "euler"}, InvalidInput, "ddim"),
         ({"checkpoint": "some"}, InvalidInput, "checkpoint"),
         ({"reward": "brigthness"}, InvalidInput, "brightness"),
-        ({"reward": "jpeg"}, Incompatible, "differentiable"),
+        ({"reward": "jpeg", "estimator": "autograd"}, Incompatible, "differentiable"),
+        ({"estimator": "hybrid3"}, InvalidInput, "hybrid2"),
+        ({"estimator": "hybrid2", "q": 0}, InvalidInput, "q must be"),
+        ({"q": 8}, InvalidInput, "estimator=hybrid2"),
+        ({"gamma": -1.0}, InvalidInput, "gamma"),
+        ({"gamma": 1.0, "k": 0}, InvalidInput, "k must be"),
         ({"seed": 1.5}, InvalidInput, "seed"),
     ],
 )

@@ -29,7 +29,10 @@ from ended import Ended, Tiller
         (["--budget", ""], ["budget needs at least one limit"]),
         (["--budget", "steps=many"], ["budget steps must be a number"]),
         (["--seed", "three"], ["--seed", "integer", "`tiller steer --help`"]),
-        (["--method", "dno", "--reward", "jpeg"], ["differentiable"]),
+        (
+            ["--method", "dno", "--reward", "jpeg", "--set", "estimator=autograd"],
+            ["differentiable"],
+        ),
         (["--reward", "nowhere.py:score"], ["nowhere.py", "cannot read the reward file"]),
         (["--no-such-option"], ["No such option: --no-such-option", "tiller steer --help"]),
     ],

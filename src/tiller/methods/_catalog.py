@@ -28,7 +28,7 @@ def make_method(
     Args:
         name: a name of `available()`, `auto`, or `package.module:Class` for a third party's.
         settings: its fields; strings (from a command line) are converted to the field's type.
-        reward: needed by `auto`: a differentiable reward is ascended, another one sampled.
+        reward: needed by `auto`, which picks by what the reward allows.
 
     Raises:
         InvalidInput: unknown name or field, or a value that does not fit.
@@ -49,8 +49,11 @@ def make_method(
 
 
 def choose(reward: Reward) -> str:
-    """`auto`: gradients where the reward has them, else samples."""
-    return "dno" if reward.differentiable else "best_of_n"
+    """`auto`: the ascent of the noise, which fits every reward.
+
+    `dno` takes the gradient of a reward that has one, and compares scores (hybrid 2) elsewhere.
+    """
+    return "dno"
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

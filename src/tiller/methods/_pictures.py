@@ -44,7 +44,8 @@ class Pictures(Objective[Inputs, Tensor]):
         self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.regularisers = regularisers
-        self.differentiable = reward.differentiable and self.gradient != Gradient.none()
+        self.render_differentiable = self.gradient != Gradient.none()
+        self.differentiable = reward.differentiable and self.render_differentiable
 
     def render(self, x: Inputs, draw: Draw) -> Tensor:
         """Pictures [n, 3, H, W] in [0, 1], holding a graph where gradients are enabled."""
@@ -57,3 +58,7 @@ class Pictures(Objective[Inputs, Tensor]):
     def score(self, y: Tensor, draw: Draw) -> Tensor:
         """The reward [n] of the pictures."""
         return self.reward(y, [self.prompt] * len(y))
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """Perturbed pictures, cut to [0, 1]: what rewards are promised."""
+        return y.clamp(0, 1)

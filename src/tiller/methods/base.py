@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
+from tiller.core.objective import Regulariser
 from tiller.core.rng import Stream
 from tiller.core.search import Phase
 from tiller.methods._pictures import Pictures
@@ -85,14 +86,20 @@ class Method(ABC):
         """The space of this method's noises at the task's prompt."""
         return Noise(self.trajectory(task.model).noise_shape, task.conditioning())
 
-    def pictures(self, task: Task, gradient: Gradient | None = None) -> Pictures:
-        """The task's reward over this method's sampler."""
+    def pictures(
+        self,
+        task: Task,
+        gradient: Gradient | None = None,
+        regularisers: tuple[Regulariser, ...] = (),
+    ) -> Pictures:
+        """The task's reward over this method's sampler, less penalties over z."""
         return Pictures(
             self.trajectory(task.model),
             task.reward,
             task.prompt,
             gradient=gradient,
             checkpoint=self._checkpoint(),
+            regularisers=regularisers,
         )
 
     def _checkpoint(self) -> Checkpoint:

@@ -3,45 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
+from tiller.core.evaluation import Autograd, Estimator
+from tiller.core.objective import Regulariser
 from tiller.core.search import Handover, Phase, Problem
 from tiller.core.space import starting_at
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel, SamplerSettings
 from tiller.models.trajectory import Gradient
+from tiller.rewards.base import Reward
 from tiller.solvers.best_of_n import BestOfN
+from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.rules import Adam
+from tiller.spaces.probability import Prno
+
+# The estimators for rewards without gradients; their own defaults are the paper's.
+COMPARING: dict[str, type[ZerothOrder | Hybrid1 | Hybrid2]] = {
+    "zeroth_order": ZerothOrder,
+    "hybrid1": Hybrid1,
+    "hybrid2": Hybrid2,
+}
 
 
 @dataclass(frozen=True)
 class Dno(Method):
     """Ascend r(M(z)) in z = (x_T, w_1 .. w_{T-1}), the noises of DDIM with eta = 1.
 
-        z <- z + Adam(clip(d r(M(z)) / dz))
+        z <- z + Adam(clip(d (r(M(z)) + gamma E[log p1 + log p2]) / dz))
 
-    With eta = 0 the sampler is an ODE and z is x_T alone. `warm_start` > 0 first draws that many
-    pictures and ascends from the best (ours: it saves runs from bad seeds).
+    With eta = 0 the sampler is an ODE and z is x_T alone. With gamma > 0 this is PRNO: the noise
+    is kept where the model's training noise lies. A reward without gradients is ascended by
+    comparing scores. `warm_start` > 0 first draws that many pictures and ascends from the best
+    (ours: it saves runs from bad seeds).
 
     Attributes:
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
         lr: Adam's learning rate (DNO appendix: .01).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent; 0 starts at the run's own seed.
+        gamma: weight of the probability regulariser (DNO appendix: 1 for brightness, .1 for
+            rewards learned from people; 0 leaves it out).
+        k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
+        b: random orders of z a step for the regulariser (DNO appendix: 100).
+        estimator: how the reward's gradient is had: autograd, zeroth_order, hybrid1 or hybrid2;
+            auto takes autograd where the reward has gradients, else hybrid2.
+        q: perturbations a step of the estimators that compare scores; None for the paper's 16, 8
+            and 4.
+        mu: their size; None for the paper's .01, .01 and .02.
     """
 
     eta: float = 1.0
     lr: float = 0.01
     clip_norm: float | None = 1.0
     warm_start: int = 0
+    gamma: float = 0.0
+    k: int = 2
+    b: int = 100
+    estimator: str = "auto"
+    q: int | None = None
+    mu: float | None = None
 
     citation: ClassVar[str] = (
         "Tang et al., Inference-time alignment of diffusion models with direct noise optimization"
     )
-    needs_gradient: ClassVar[bool] = True
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
@@ -56,8 +84,13 @@ class Dno(Method):
     def build(self, task: Task) -> list[Phase]:
         """The ascent, after a warm start where one is asked for."""
         space = self.noise(task)
-        objective = self.pictures(task, Gradient.full())
-        solver = GradientSolver(rule=Adam(), lr=self.lr, clip_norm=self.clip_norm)
+        objective = self.pictures(task, Gradient.full(), self._regularisers())
+        solver = GradientSolver(
+            rule=Adam(),
+            lr=self.lr,
+            clip_norm=self.clip_norm,
+            estimator=self._estimator(task.reward),
+        )
 
         def ascent(before: Handover | None) -> Problem:
             start = space if before is None else starting_at(space, before.best.z)
@@ -68,3 +101,33 @@ class Dno(Method):
             sampling = BestOfN(batch=8, n=self.warm_start)
             phases.insert(0, Phase("warm start", lambda _: Problem(space, objective, sampling)))
         return phases
+
+    def _regularisers(self) -> tuple[Regulariser, ...]:
+        if not 0 <= self.gamma < float("inf"):
+            raise InvalidInput(
+                f"gamma must be finite and not negative, got {self.gamma=}; 0 leaves the "
+                "probability regulariser out"
+            )
+        prno = Prno(k=self.k, b=self.b, weight=self.gamma)
+        return (prno,) if self.gamma else ()
+
+    def _estimator(self, reward: Reward) -> Estimator:
+        """What `estimator` means for this reward, with its q and mu."""
+        name = self.estimator
+        if name == "auto":
+            name = "autograd" if reward.differentiable else "hybrid2"
+        given: dict[str, Any] = {"q": self.q, "mu": self.mu}
+        given = {field: value for field, value in given.items() if value is not None}
+        if name == "autograd":
+            if given:
+                raise InvalidInput(
+                    f"{' and '.join(given)} belong to the estimators that compare scores, and "
+                    f"this run takes the reward's own gradient, got {given}; leave them out, or "
+                    "set estimator=hybrid2"
+                )
+            return Autograd()
+        if name not in COMPARING:
+            raise InvalidInput(
+                f"estimator must be one of auto, autograd, {', '.join(COMPARING)}; got {name!r}"
+            )
+        return COMPARING[name](**given)
