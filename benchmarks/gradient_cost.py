@@ -8,7 +8,7 @@ All rows draw and decode the same candidate with guidance on; the gradient is th
 pixel to x_T. "naive" rows are what one writes first: `torch.utils.checkpoint` around each step.
 
 `--clock cpu` takes the process's processor time in place of the wall's, for a machine that is
-shared. Memory is the peak of the resident set, each T in a process of its own.
+shared. Memory is the growth of the resident set over the loaded model, a process for each row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,32 +169,46 @@ def ratios(
     }
 
 
-def peak_bytes(name: str, steps: int) -> dict[str, int]:
-    """The process's peak during one recomputed gradient, and its growth over the loaded model."""
+def peak_bytes(name: str, steps: int, checkpoint: Any) -> dict[str, int]:
+    """The process's peak during one full gradient, and its growth over the loaded model."""
     model = model_of(name)
     job = Job(model, steps)
     job.plain()
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        job.gradient(Gradient.full(), "recompute")
+        job.gradient(Gradient.full(), checkpoint)
         peak = torch.cuda.max_memory_allocated()
         return {"peak": peak, "growth": peak - before}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    job.gradient(Gradient.full(), "recompute")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    before = status_bytes("VmRSS")
+    job.gradient(Gradient.full(), checkpoint)
+    peak = status_bytes("VmHWM")
     return {"peak": peak, "growth": peak - before}
 
 
+def status_bytes(field: str) -> int:
+    """A size from the process's status file. (`ru_maxrss` starts at the parent's peak: useless.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"the kernel does not report {field}; the memory rows need Linux")
+
+
 def memory(name: str, threads: int) -> dict[str, Any]:
-    """Peaks at T = 10 and T = 100, each in a fresh process."""
+    """Peaks at T = 10 and T = 100 with recomputation, and kept for comparison; a process each."""
     found: dict[str, dict[str, int]] = {}
-    for steps in (10, 100):
+    for row, steps, checkpoint in (
+        ("recomputed, T=10", 10, "recompute"),
+        ("recomputed, T=100", 100, "recompute"),
+        ("kept, T=10", 10, "keep"),
+    ):
         command = [sys.executable, __file__, "--peak", str(steps), "--model", name]
-        command += ["--threads", str(threads)]
+        command += ["--threads", str(threads), "--checkpoint", checkpoint]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[str(steps)] = json.loads(done.stdout.splitlines()[-1])
-    return {"bytes": found, "ratio": found["100"]["peak"] / found["10"]["peak"]}
+        found[row] = json.loads(done.stdout.splitlines()[-1])
+    low, high = found["recomputed, T=10"], found["recomputed, T=100"]
+    return {"bytes": found, "ratio": high["growth"] / low["growth"]}
 
 
 def main() -> None:
@@ -208,11 +222,12 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", default="recompute", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     if arguments.peak:
-        print(json.dumps(peak_bytes(arguments.model, arguments.peak)))
+        print(json.dumps(peak_bytes(arguments.model, arguments.peak, arguments.checkpoint)))
         return
     model = model_of(arguments.model)
     measured = {
