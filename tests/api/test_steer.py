@@ -13,7 +13,7 @@ import torch
 
 import tiller
 from tiller.api import Progress, default_held_out
-from tiller.core.errors import Incompatible, InvalidInput, RewardError, RunError
+from tiller.core.errors import Incompatible, InvalidInput, RewardError, RunError, TillerNotice
 from tiller.methods._catalog import available
 from tiller.models.base import FrozenModel
 from tiller.rewards import make_reward
@@ -254,3 +254,61 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_other_ones(
     first, same, other = (steer(model, tmp_path, seed=seed) for seed in (3, 3, 4))
     assert journal(first.run_dir) == journal(same.run_dir)
     assert first.baseline.scores != other.baseline.scores
+
+
+def test_a_larger_budget_is_kept_for_the_next_resume(model: FrozenModel, tmp_path: Path) -> None:
+    def press(progress: Progress) -> None:
+        if progress.step.index == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = steer(model, tmp_path, budget="steps=2").run_dir
+    assert tiller.resume(run, budget="steps=6", on_step=press).stopped == "interrupted"
+    assert tiller.resume(run).cost.steps == 6
+
+
+def test_a_damaged_state_is_fallen_back_from_and_that_is_said(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    whole = steer(model, tmp_path / "whole")
+    run = steer(model, tmp_path / "damaged").run_dir
+    state = run / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-7])
+    with pytest.warns(TillerNotice, match="continuing from the state one round before"):
+        tiller.resume(run)
+    assert journal(run) == journal(whole.run_dir)
+    assert "one round before" in (run / "journal.jsonl").read_text()
+
+
+def test_a_lost_picture_does_not_stop_a_resume(model: FrozenModel, tmp_path: Path) -> None:
+    run = steer(model, tmp_path, budget="steps=2", lr=0.05).run_dir
+    (run / "images" / "best.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"best\.png is not a readable picture"):
+        tiller.open_run(run)
+    assert tiller.resume(run, budget="steps=4").cost.steps == 4  # a better one was drawn
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    first, other = (tiller.load_model(fake_pipeline(seed=seed)) for seed in (0, 1))
+    run = steer(first, tmp_path, budget="steps=1").run_dir
+    with pytest.raises(RunError, match="other weights"):
+        tiller.resume(run, model=other, budget="steps=2")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [(["brightness"], "cannot be held out"), (["bright"], "unknown")],
+)
+def test_held_out_rewards_are_checked(
+    model: FrozenModel, tmp_path: Path, held_out: list[str], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        steer(model, tmp_path, held_out=held_out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_held_out_reward_may_be_one_name_and_is_reported_under_its_own(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    result = steer(model, tmp_path, held_out="colour:Red", budget="steps=1")
+    assert result.held_out == ("colour:red",)
+    assert "colour:red" in result.best.scores
