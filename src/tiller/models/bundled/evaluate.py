@@ -53,7 +53,7 @@ def evaluate(weights: Path) -> dict[str, Any]:
 
 def load_pipeline(weights: Path) -> StableDiffusionPipeline:
     """The pipeline of a weights folder, in fp32, silent."""
-    pipeline = StableDiffusionPipeline.from_pretrained(str(weights), torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(weights)).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -33,7 +33,7 @@ EMPTY_PROMPT = 0.1
 MIDDLE, SPREAD = 420.0, 200.0  # of the timesteps drawn: there the shapes are decided
 FLOOR = 0.15  # of that bell's height, for the others
 PLAN = Plan(
-    steps=5250, lr=1.5e-3, warmup=200, decay=0.26, ema=0.997, weight_decay=0.0, muon=True, seed=SEED
+    steps=5250, lr=7e-4, warmup=200, decay=0.26, ema=0.997, weight_decay=0.0, muon=True, seed=SEED
 )
 
 
