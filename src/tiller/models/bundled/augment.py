@@ -62,7 +62,7 @@ def nothing(images: Tensor, vae: AutoencoderTiny, generator: torch.Generator) ->
     each = max(1, len(images) // 25)
     # far apart: neighbours in a batch are near twins
     spread = torch.arange(5 * each) * len(images) // (5 * each)
-    a, b, c, d, e = images[spread].unflatten(0, (5, each))
+    a, b, c, d, e = images[spread].chunk(5)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

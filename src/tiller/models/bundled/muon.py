@@ -60,7 +60,8 @@ def _matrix(grad: Tensor, state: dict[str, Tensor], group: dict[str, float]) -> 
     state["exp_avg"].lerp_(grad, 1.0 - momentum)
     ahead = grad.lerp(state["exp_avg"], momentum).flatten(1)  # Nesterov
     scale = 0.2 * max(ahead.shape) ** 0.5
-    return (orthogonalise(ahead) * scale).view_as(grad)
+    update: Tensor = (orthogonalise(ahead) * scale).view_as(grad)
+    return update
 
 
 def _adam(grad: Tensor, state: dict[str, Tensor], group: dict[str, tuple[float, float]]) -> Tensor:
@@ -69,7 +70,8 @@ def _adam(grad: Tensor, state: dict[str, Tensor], group: dict[str, tuple[float, 
     state["exp_avg_sq"].lerp_(grad.square(), 1.0 - two)
     step = float(state["step"])
     mean = state["exp_avg"] / (1.0 - one**step)
-    return mean / ((state["exp_avg_sq"] / (1.0 - two**step)).sqrt() + 1e-8)
+    update: Tensor = mean / ((state["exp_avg_sq"] / (1.0 - two**step)).sqrt() + 1e-8)
+    return update
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -82,4 +84,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    back: Tensor = (x if wide else x.T).to(matrix.dtype)
+    return back
