@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from tiller.core.discovery import discover
@@ -68,6 +70,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return None
         (hint,) = (arg for arg in args if arg is not type(None))
     try:
+        if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
         if hint is bool and isinstance(value, str):
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         if isinstance(value, bool) and hint is not bool:
@@ -87,6 +91,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def _third_party(path: str) -> type[Method]:
     module, _, attribute = path.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it, and an installed command has not
+        sys.path.append(str(Path.cwd()))
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

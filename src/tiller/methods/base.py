@@ -104,7 +104,7 @@ class Method(ABC):
 
     def _checkpoint(self) -> Checkpoint:
         text = self.checkpoint
-        if text.isdigit():
+        if text.isdecimal():
             return int(text)
         if text not in ("auto", "keep", "recompute"):
             raise InvalidInput(
