@@ -49,7 +49,9 @@ def assemble(work: Path, target: Path = WEIGHTS) -> Path:
         unet.write_defaults(folder)
         names = ("vae", "clip", "clip-heldout", "preference", "judge", "unet")
         steps = {name: steps_done(work / f"{name}.safetensors") for name in names}
-        (folder / "training.json").write_text(json.dumps({"steps": steps}, indent=2) + "\n")
+        told = work / "note.txt"  # what a person has to say about how these were trained
+        training = {"steps": steps, "note": told.read_text().strip() if told.exists() else ""}
+        (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
         _clean(folder)
         if (target / "metrics.json").exists():
             shutil.copy(target / "metrics.json", folder / "metrics.json")

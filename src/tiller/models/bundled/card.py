@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 ENOUGH = 0.9  # one-subject prompts with the right subject: the aim
@@ -18,6 +19,8 @@ def card(metrics: dict[str, Any]) -> str:
     steps = ", ".join(f"{name} {count:,}" for name, count in metrics["steps"].items())
 
     unfinished = UNFINISHED if p["one_subjects_right"] < ENOUGH else ""
+
+    note = "\n" + textwrap.fill(metrics["note"], 100) + "\n" if metrics["note"] else ""
 
     def percent(value: float) -> str:
         return f"{100 * value:.1f} %"
@@ -90,7 +93,7 @@ train it again (the Debian package `fonts-noto-color-emoji` is needed, for this 
 
 Each stage resumes from its checkpoint when the command is run again; `unet --steps N` with a larger
 N trains the denoiser further.
-
+{note}
 ## Limits
 {unfinished}
 It knows its 32 subjects, its colours and its backgrounds, and little else: other words change the
