@@ -42,7 +42,7 @@ def scheduler() -> DDIMScheduler:
 
     `beta_end` is .02 instead of .012, so that almost nothing of the picture is left at the last
     timestep: the colour of a large flat background would leak through otherwise. The last step
-    lands on the x0 estimate (`set_alpha_to_one`), so it adds no noise and needs none to be searched.
+    lands on the x0 estimate (`set_alpha_to_one`), so it adds no noise, and none is searched for it.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
