@@ -91,6 +91,7 @@ def test_variant(folder: Path, tmp_path: Path) -> None:
 
 
 def test_loading_a_folder_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    diffusers.utils.logging.enable_progress_bar()
     load_model(folder)
     assert capfd.readouterr() == ("", "")
     assert diffusers.utils.logging.is_progress_bar_enabled()  # for whoever else draws one

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tiller.core.errors import InvalidInput
 from tiller.models.bundled import scenes as scene_module
 
 pytestmark = pytest.mark.skipif(
@@ -27,6 +28,7 @@ from tiller.models.bundled import (  # noqa: E402
     train,
     unet,
     vae,
+    weights_dir,
 )
 
 
@@ -164,3 +166,15 @@ def test_the_contrastive_loss_is_the_closed_form() -> None:
 def test_the_empty_work_folder_says_which_stage_comes_first(tmp_path: Path) -> None:
     with pytest.raises(stages.InvalidInput, match=r"tiller\.models\.bundled vae"):
         stages.load_vae(tmp_path)
+
+
+def test_training_goes_on_from_the_package_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    stages.restore(tmp_path, None)
+    parts = stages.load_vae(tmp_path), stages.load_text_encoder(tmp_path)
+    assert {part.dtype for part in parts} == {torch.float32}
+    model = unet.train(tmp_path, *parts, stages.load_tokenizer(tmp_path), 0, 4)
+    shipped = load_file(weights_dir() / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], w.float()) for name, w in shipped.items())
+    (tmp_path / "unet.safetensors").touch()
+    with pytest.raises(InvalidInput, match="has a checkpoint"):
+        stages.restore(tmp_path, None)

@@ -2,7 +2,8 @@
 
 Each stage checkpoints about every two minutes into `--work` and resumes from there when the same
 command is run again. `all` runs every stage in order, puts the weights into the package and
-measures them: about three hours on two CPU cores.
+measures them: some hours on two CPU cores. `restore` puts the package's own parts into `--work`,
+from where `unet --steps N` goes on without the checkpoints.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CACHE = Path("~/.cache/tiller/bundled")
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run the stage."""
     parser = argparse.ArgumentParser(prog="python -m tiller.models.bundled", description=__doc__)
-    parser.add_argument("stage", choices=("scenes", *ORDER, "all"))
+    parser.add_argument("stage", choices=("scenes", "restore", *ORDER, "all"))
     parser.add_argument("--work", type=Path, default=CACHE, help="checkpoints and parts")
     parser.add_argument("--steps", type=int, help="train for so many steps instead of the plan's")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")

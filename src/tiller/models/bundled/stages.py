@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -49,6 +50,35 @@ def load_clip(work: Path, name: str = "clip") -> CLIPModel:
 def load_text_encoder(work: Path) -> CLIPTextModel:
     """The first CLIP's text tower as it was when the denoiser's training began."""
     return CLIPTextModel.from_pretrained(need(work / "out" / "text_encoder", "unet")).eval()
+
+
+def restore(work: Path, steps: int | None) -> None:
+    """The package's parts into `work/out`: to go on training on a machine without checkpoints.
+
+    The denoiser then starts from the shipped weights with a fresh optimizer; give `unet --steps`.
+    """
+    from .loaders import weights_dir
+
+    source, out = weights_dir(), work / "out"
+    if (work / "unet.safetensors").exists():
+        raise InvalidInput(f"{work} has a checkpoint of the denoiser; give another --work folder")
+    kinds = {
+        "vae": AutoencoderTiny,
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "clip": CLIPModel,
+        "clip_heldout": CLIPModel,
+    }
+    shutil.copytree(source / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    for part, kind in kinds.items():
+        kind.from_pretrained(str(source / part)).float().save_pretrained(out / part)
+    for part in ("clip", "clip_heldout"):
+        shutil.copy(source / part / "preprocessor_config.json", out / part)
+    for part in ("judge", "preference"):
+        weights = load_file(source / f"{part}.safetensors")
+        single = {name: weight.float() for name, weight in weights.items()}
+        write_atomically(single, out / f"{part}.safetensors", {})
+    shutil.copy(source / "judge.json", out)
 
 
 def scenes(work: Path, steps: int | None) -> None:

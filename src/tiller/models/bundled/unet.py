@@ -169,6 +169,9 @@ def train(
     pool = encode_pool(work, vae, tokenizer, pool_size)
     blank = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     model = build(text_encoder.config.hidden_size)
+    restored = work / "out" / "unet" / "diffusion_pytorch_model.safetensors"
+    if restored.exists() and not (work / "unet.safetensors").exists():  # see stages.restore
+        model.load_state_dict(load_file(str(restored)))
     # the backward pass of the fused attention is several times slower on a CPU
     model.set_attn_processor(AttnProcessor())
     fit("unet", model, make_loss(pool, text_encoder, blank), plan, work)
