@@ -32,7 +32,7 @@ _NOTICE = 400  # characters of a notice that are shown: some quote the whole pro
 BUG, INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 _MEMORY = (
-    "try --set checkpoint=recompute, fewer candidates at once (--set batch=1) or a smaller model"
+    "try --set checkpoint=recompute, a method with fewer candidates at once or a smaller model"
 )
 
 

@@ -209,6 +209,7 @@ def test_ctrl_c_ends_after_the_step_under_way(model: FrozenModel, tmp_path: Path
         ({"checkpoint": "some"}, InvalidInput, "checkpoint"),
         ({"reward": "brigthness"}, InvalidInput, "brightness"),
         ({"reward": "jpeg", "estimator": "autograd"}, Incompatible, "differentiable"),
+        ({"reward": "jpeg", "estimator": "autograd", "warm_start": 4}, Incompatible, "differen"),
         ({"estimator": "hybrid3"}, InvalidInput, "hybrid2"),
         ({"estimator": "hybrid2", "q": 0}, InvalidInput, "q must be"),
         ({"q": 8}, InvalidInput, "estimator=hybrid2"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tiller.core.errors import RewardError
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.objective import Regulariser
 from tiller.core.rng import Draw, Stream
@@ -139,3 +140,21 @@ def test_shapes_are_checked_in_tests() -> None:
 
     with pytest.raises(Exception, match="grad"):
         clip(torch.zeros(3, dtype=torch.int64), norm=1.0)
+
+
+@pytest.mark.parametrize("estimator", [None, Autograd()])
+def test_a_penalty_that_is_not_finite_is_an_error(estimator: Autograd | None) -> None:
+    problem, z = at((Norm(float("inf")),))
+    with pytest.raises(RewardError, match="a penalty must be finite"):
+        evaluate(problem.space, problem, z, Draw(0, 0), estimator)
+
+
+def test_a_reward_that_loses_its_gradient_later_is_an_error() -> None:
+    class Detached(FakeQuadratic):
+        def score(self, y: Tensor, draw: Draw) -> Tensor:
+            return super().score(y, draw).detach()
+
+    problem = Detached(3)
+    z = problem.space.sample(2, Stream(0))
+    with pytest.raises(RewardError, match="without a gradient"):
+        evaluate(problem.space, problem, z, Draw(0, 0), Autograd())

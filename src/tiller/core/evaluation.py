@@ -83,7 +83,14 @@ class Autograd(Estimator):
             y = objective.render(space.decode(leaf), draw)
             reward = objective.score(y, draw)
             check_scores(reward, len(z))
-            (grad,) = torch.autograd.grad(reward.sum(), leaf)
+            grad = None
+            if reward.requires_grad:
+                (grad,) = torch.autograd.grad(reward.sum(), leaf, allow_unused=True)
+        if grad is None:
+            raise RewardError(
+                "the reward gave a score without a gradient, though it had one when it was tried; "
+                "keep its computation in torch on every path, or use an estimator for black boxes"
+            )
         return Estimate(reward.detach(), grad, detached(y))
 
 
@@ -100,7 +107,8 @@ def evaluate(
     `estimator` is given. Candidates go through the objective `batch_size` at a time.
 
     Raises:
-        RewardError: scores of a wrong shape, NaN or infinite, or a gradient that is not finite.
+        RewardError: scores of a wrong shape, NaN or infinite, a penalty or gradient that is not
+            finite, or a reward that lost its gradient.
     """
     n = len(z)
     size = objective.batch_size or n
@@ -156,6 +164,10 @@ def _penalties(
             with torch.no_grad():
                 value = regulariser.value(z, draw)
         total += regulariser.weight * value.to(total)
+    if not bool(torch.isfinite(total).all()):
+        raise RewardError(
+            f"a penalty must be finite, got {total.tolist()}; check the regularisers' weights"
+        )
     return total, gradient
 
 

@@ -169,6 +169,8 @@ def search_phases(
 ) -> Iterator[Step]:
     """`search` for a method of several phases; the budget and the seed are the whole run's.
 
+    A resumed search keeps the seed that it was begun with.
+
     Raises:
         Incompatible: as `search`: the first phase is checked at once, later ones as they begin.
         RunError: `resume` does not belong to these phases.

@@ -27,7 +27,8 @@ class Solver(ABC, Generic[S]):
     Attributes:
         spaces: the kinds of space it works on.
         divisible: a round may be cut short (its candidates are independent), which lets the loop
-            hit an image budget exactly.
+            hit an image budget exactly. The candidates that were cut are not tried later, should
+            the search be given more budget.
     """
 
     spaces: ClassVar[tuple[type[Space[Any]], ...]] = (Continuous, Discrete)

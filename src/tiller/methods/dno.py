@@ -92,6 +92,8 @@ class Dno(Method):
             estimator=self._estimator(task.reward),
         )
 
+        Problem(space, objective, solver)  # refused now, and not after the warm start is paid for
+
         def ascent(before: Handover | None) -> Problem:
             start = space if before is None else starting_at(space, before.best.z)
             return Problem(start, objective, solver)
