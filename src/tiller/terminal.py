@@ -188,11 +188,11 @@ def summary(result: Result, report: Path | None) -> list[RenderableType]:
     ]
     if report is not None:
         facts.append(("report", clean(shown(report))))
+    facts += [("note", one_line(text)) for text in _notices(result.run_dir)]
     facts += [
         ("next", clean(f"tiller report {run}")),
         ("", clean(f"tiller export {run} --to python")),
     ]
-    facts += [("note", one_line(text)) for text in _notices(result.run_dir)]
     if (more := _more(result.stopped)) is not None:
         facts.append(("", clean(f"tiller resume {run}{more}")))
     return [table, "", *(f"{name:<9}{value}" for name, value in facts)]
