@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tiller.core.errors import TillerError
+
 from .muon import Muon
 
 Loss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
@@ -78,6 +80,11 @@ def fit(name: str, model: nn.Module, loss: Loss, plan: Plan, work: Path) -> nn.M
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(params, plan.clip)
+        if not torch.isfinite(norm):
+            raise TillerError(
+                f"expected finite gradients, got a norm of {float(norm)} in step {step} of {name}; "
+                f"{path} is the last good state: try a smaller learning rate"
+            )
         optimizer.step()
         step += 1
         if plan.ema:

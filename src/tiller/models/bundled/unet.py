@@ -27,13 +27,13 @@ from .train import Plan, fit, write_atomically
 
 BATCH = 48
 SEED = 31
-POOL = 48_000  # scenes that are encoded once
+POOL = 96_000  # scenes that are encoded once
 GRID = 4  # pixels: the autoencoder's cell
 EMPTY_PROMPT = 0.1
 MIDDLE, SPREAD = 420.0, 200.0  # of the timesteps drawn: there the shapes are decided
 FLOOR = 0.15  # of that bell's height, for the others
 PLAN = Plan(
-    steps=5250, lr=7e-4, warmup=200, decay=0.26, ema=0.997, weight_decay=0.0, muon=True, seed=SEED
+    steps=17_000, lr=7e-4, warmup=200, decay=0.6, ema=0.999, weight_decay=0.0, muon=True, seed=SEED
 )
 
 
@@ -121,12 +121,24 @@ def encode(vae: AutoencoderTiny, images: NDArray[np.uint8]) -> Tensor:
     return latents.float() * float(vae.config.scaling_factor)
 
 
+@torch.no_grad()
+def read(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+    """Token ids [n, L] -> the frozen encoder's last hidden states [n, L, width], half precision."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [
+            text_encoder(input_ids=part.long()).last_hidden_state.half() for part in ids.split(500)
+        ]
+    return torch.cat(parts)
+
+
 def make_loss(
     pool: Pool, text_encoder: CLIPTextModel, empty: Tensor
 ) -> Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]:
     """The v-prediction loss on batches of the pool; `empty` is the empty prompt's ids."""
     alphas = scheduler().alphas_cumprod
     count = len(pool.latents)
+    said = read(text_encoder, pool.ids)
+    silence = read(text_encoder, empty[None])[0]
     middle = torch.exp(-0.5 * ((torch.arange(len(alphas)) - MIDDLE) / SPREAD) ** 2)
     weight = middle.clamp(min=FLOOR)
     cumulative = (weight / weight.sum()).cumsum(0)
@@ -136,11 +148,8 @@ def make_loss(
         order = np.random.default_rng([SEED, epoch]).permutation(count)
         index = torch.from_numpy(order[place : place + BATCH])
         x0 = pool.latents[index].float()
-        ids = pool.ids[index].long()
-        dropped = torch.rand(len(ids), generator=generator) < EMPTY_PROMPT
-        ids[dropped] = empty
-        with torch.no_grad():
-            states = text_encoder(input_ids=ids).last_hidden_state
+        states = said[index].float()
+        states[torch.rand(len(states), generator=generator) < EMPTY_PROMPT] = silence.float()
         noise = torch.randn(x0.shape, generator=generator)
         # stratified: one draw from each of the batch's equal shares of the distribution
         share = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
