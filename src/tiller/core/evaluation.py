@@ -7,7 +7,8 @@ an evaluation can cross processes. How a gradient is had is a value of its own, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,15 +84,27 @@ class Autograd(Estimator):
             y = objective.render(space.decode(leaf), draw)
             reward = objective.score(y, draw)
             check_scores(reward, len(z))
-            grad = None
-            if reward.requires_grad:
-                (grad,) = torch.autograd.grad(reward.sum(), leaf, allow_unused=True)
-        if grad is None:
-            raise RewardError(
-                "the reward gave a score without a gradient, though it had one when it was tried; "
-                "keep its computation in torch on every path, or use an estimator for black boxes"
-            )
+            (grad,) = gradients([reward], [leaf])
         return Estimate(reward.detach(), grad, detached(y))
+
+
+def gradients(rewards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """d reward_i.sum() / d leaf_i, all from one back-propagation.
+
+    Raises:
+        RewardError: a reward does not depend on its leaf.
+    """
+    found: Sequence[Tensor | None] = [None]
+    if all(reward.requires_grad for reward in rewards):
+        whole = torch.stack([reward.sum() for reward in rewards]).sum()
+        found = torch.autograd.grad(whole, list(leaves), allow_unused=True)
+    held = [grad for grad in found if grad is not None]
+    if len(held) != len(leaves):
+        raise RewardError(
+            "the reward gave a score without a gradient, though it had one when it was tried; "
+            "keep its computation in torch on every path, or use an estimator for black boxes"
+        )
+    return held
 
 
 def evaluate(
@@ -114,31 +127,42 @@ def evaluate(
     size = objective.batch_size or n
     rewards: list[Tensor] = []
     grads: list[Tensor] = []
-    best_reward_y: list[tuple[float, int, Any]] = []
-    penalty, penalty_grad = _penalties(objective, z, draw, wanted=estimator is not None)
+    best_y: list[tuple[float, Any]] = []
     with metered() as meter:
+        penalty, slope = penalties(objective, z, draw, wanted=estimator is not None)
         for first in range(0, n, size):
             part = z[first : first + size]
             estimate = (estimator or _no_gradient)(space, objective, part, draw)
             check_scores(estimate.reward, len(part))
-            reward = estimate.reward.to(penalty)
-            rewards.append(reward)
+            rewards.append(estimate.reward)
             if estimate.grad is not None:
                 grads.append(estimate.grad)
-            total = reward - penalty[first : first + size]
+            total = estimate.reward.to(penalty) - penalty[first : first + size]
             k = int(total.argmax())
-            best_reward_y.append((float(total[k]), first + k, objective.pick(estimate.y, k)))
-    reward = torch.cat(rewards)
+            best_y.append((float(total[k]), objective.pick(estimate.y, k)))
     grad = torch.cat(grads) if grads else None
+    evaluation = assembled(torch.cat(rewards), grad, penalty, slope, cost=meter.cost)
+    return replace(evaluation, best_y=max(best_y, key=lambda entry: entry[0])[1])
+
+
+def assembled(
+    reward: Tensor, grad: Tensor | None, penalty: Tensor, slope: Tensor | None, *, cost: Cost
+) -> Evaluation:
+    """Reward less penalty, and the gradients likewise; what was rendered is left to the caller.
+
+    Raises:
+        RewardError: the gradient is not finite.
+    """
     if grad is not None:
-        grad = grad if penalty_grad is None else grad - penalty_grad
+        grad = grad if slope is None else grad - slope
         if not bool(torch.isfinite(grad).all()):
             raise RewardError(
                 "the gradient of the score is not finite; expected finite numbers everywhere. "
                 "Try a smaller step (lr), another reward, or a higher precision (dtype)"
             )
-    _, best, best_y = max(best_reward_y, key=lambda entry: entry[0])
-    return Evaluation(reward - penalty, reward, penalty, grad, best, best_y, meter.cost)
+    reward = reward.to(penalty)
+    score = reward - penalty
+    return Evaluation(score, reward, penalty, grad, int(score.argmax()), None, cost)
 
 
 @torch.no_grad()
@@ -149,7 +173,7 @@ def _no_gradient(
     return Estimate(objective.score(y, draw), None, y)
 
 
-def _penalties(
+def penalties(
     objective: Objective[Any, Any], z: Tensor, draw: Draw, *, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The weighted penalties [n] in float64 and, if `wanted`, their gradient."""

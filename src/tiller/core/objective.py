@@ -8,6 +8,7 @@ picture render trivially.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -80,6 +81,18 @@ class Objective(ABC, Generic[X_contra, Y]):
     def nearest(self, y: Y) -> Y:
         """The y that `score` takes, nearest to one that was perturbed; y itself by default."""
         return y
+
+    def joint_key(self) -> Hashable | None:
+        """Objectives with equal keys render in one call (`render_jointly`); None: only alone."""
+        return None
+
+    def render_jointly(self, xs: Sequence[X_contra]) -> list[Y]:
+        """`render` for the candidates of several objectives with this one's key, in order."""
+        raise NotImplementedError("an objective with a joint_key renders jointly")
+
+    def room(self, x: X_contra, gradient: bool) -> int | None:
+        """How many candidates like x (a batch of one) fit in one call; None for any number."""
+        return self.batch_size
 
     def state(self) -> dict[str, Tensor]:
         """Copies of what a stateful objective needs to continue bit-exactly."""

@@ -2,7 +2,8 @@
 
 A method may run several searches in turn (`Phase`); each starts from the best of the one before.
 Every round yields a `Step`, which is the progress report, the live preview and the checkpoint in
-one: `search(..., resume=step)` continues bit-exactly.
+one: `search(..., resume=step)` continues bit-exactly. Several searches may run side by side
+(`search_together`), sharing the machine's calls and nothing else.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError
-from tiller.core.evaluation import Evaluation, evaluate
+from tiller.core.evaluation import Evaluation
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw, Stream
 from tiller.core.solver import Solver, check_compatible
 from tiller.core.space import Space
 from tiller.core.state import Packed, unpack
+from tiller.core.together import Request, evaluate_together
 
 
 @dataclass(frozen=True)
@@ -175,43 +177,91 @@ def search_phases(
         Incompatible: as `search`: the first phase is checked at once, later ones as they begin.
         RunError: `resume` does not belong to these phases.
     """
-    if not phases:
+    steps = search_together([Search(phases, budget, seed, resume)])
+    return (step for _, step in steps)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One of the searches that run side by side; the arguments of `search_phases`."""
+
+    phases: Sequence[Phase]
+    budget: Budget
+    seed: int = 0
+    resume: Step | SearchState | Packed | None = None
+
+
+def search_together(searches: Sequence[Search]) -> Iterator[tuple[int, Step]]:
+    """Run searches side by side, a round of each in turn; yields (which one, its step).
+
+    What they render is rendered together where it can be (`core.together`), so a search finds what
+    it finds alone, up to rounding. Each ends by its own budget.
+
+    Raises:
+        Incompatible, RunError: as `search_phases`.
+    """
+    return _rounds(searches, [_start(search) for search in searches])
+
+
+def _start(search: Search) -> tuple[SearchState, Problem]:
+    if not search.phases:
         raise InvalidInput("a search needs at least one phase, got none")
-    if resume is None:
-        nothing = SearchState(seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
-        state, problem = _begin(phases, nothing, None)
-    else:
-        state, problem = _resumed(phases, resume)
-    return _rounds(phases, budget, state, problem)
+    if search.resume is not None:
+        return _resumed(search.phases, search.resume)
+    nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
+    return _begin(search.phases, nothing, None)
 
 
 def _rounds(
-    phases: Sequence[Phase], budget: Budget, state: SearchState, problem: Problem
-) -> Iterator[Step]:
+    searches: Sequence[Search], stands: list[tuple[SearchState, Problem]]
+) -> Iterator[tuple[int, Step]]:
     """The only loop."""
-    stopped = budget.reached(state.cost)
-    if state.phase + 1 == len(phases):
-        stopped = stopped or _phase_over(phases, budget, state, problem)
-    while stopped is None:
-        if _phase_over(phases, budget, state, problem) and state.phase + 1 < len(phases):
+    running = [i for i, stand in enumerate(stands) if _stopped(searches[i], *stand) is None]
+    while running:
+        for i in running:
+            stands[i] = _in_phase(searches[i], *stands[i])
+        asked = [_ask(searches[i], *stands[i]) for i in running]
+        evaluations = evaluate_together([one.request for one in asked])
+        going = []
+        for i, one, evaluation in zip(running, asked, evaluations, strict=True):
+            state, problem = _tell(*stands[i], one, evaluation), stands[i][1]
+            stands[i] = state, problem
+            stopped = _stopped(searches[i], state, problem)
+            if stopped is None:
+                going.append(i)
             assert state.last is not None
-            state, problem = _begin(phases, state, Handover(_best_so_far(state), state.last))
-        state, evaluation = _round(problem, state, _images_left(phases, budget, state))
-        stopped = budget.reached(state.cost)
-        if state.phase + 1 == len(phases):
-            stopped = stopped or _phase_over(phases, budget, state, problem)
+            yield (
+                i,
+                Step(
+                    index=state.round,
+                    phase=searches[i].phases[state.phase].name,
+                    z=state.last,
+                    evaluation=evaluation,
+                    best=_best_so_far(state),
+                    cost=state.cost,
+                    stopped=stopped,
+                    state=state,
+                    problem=problem,
+                ),
+            )
+        running = going
+
+
+def _stopped(search: Search, state: SearchState, problem: Problem) -> str | None:
+    """Why the search is over, or None."""
+    stopped = search.budget.reached(state.cost)
+    if state.phase + 1 == len(search.phases):
+        stopped = stopped or _phase_over(search.phases, search.budget, state, problem)
+    return stopped
+
+
+def _in_phase(search: Search, state: SearchState, problem: Problem) -> tuple[SearchState, Problem]:
+    """Where the next round is searched: in the phase under way, or in the next if that is over."""
+    over = _phase_over(search.phases, search.budget, state, problem)
+    if over and state.phase + 1 < len(search.phases):
         assert state.last is not None
-        yield Step(
-            index=state.round,
-            phase=phases[state.phase].name,
-            z=state.last,
-            evaluation=evaluation,
-            best=_best_so_far(state),
-            cost=state.cost,
-            stopped=stopped,
-            state=state,
-            problem=problem,
-        )
+        return _begin(search.phases, state, Handover(_best_so_far(state), state.last))
+    return state, problem
 
 
 def _phase_over(
@@ -227,19 +277,35 @@ def _phase_over(
     return over
 
 
-def _round(
-    problem: Problem, state: SearchState, images_left: int | None
-) -> tuple[SearchState, Evaluation]:
-    """Ask, evaluate, tell, all of it metered."""
+@dataclass(frozen=True)
+class _Asked:
+    """What a round's `ask` gave, and what it used."""
+
+    request: Request
+    position: int
+    cost: Cost
+
+
+def _ask(search: Search, state: SearchState, problem: Problem) -> _Asked:
     space, objective, solver = problem.space, problem.objective, problem.solver
     with metered() as meter:
         stream = _stream(state.seed, state.phase, state.position)
         z = solver.ask(space, state.solver, stream)
-        if solver.divisible and images_left is not None:
-            z = z[: max(1, images_left // objective.images_per_candidate)]
-        draw = Draw(state.seed, state.round)
-        evaluation = evaluate(space, objective, z, draw, solver.gradient())
-        solver_state = solver.tell(space, state.solver, z, evaluation)
+    images_left = _images_left(search.phases, search.budget, state)
+    if solver.divisible and images_left is not None:
+        z = z[: max(1, images_left // objective.images_per_candidate)]
+    draw = Draw(state.seed, state.round)
+    request = Request(space, objective, z, draw, solver.gradient())
+    return _Asked(request, stream.position, meter.cost)
+
+
+def _tell(
+    state: SearchState, problem: Problem, asked: _Asked, evaluation: Evaluation
+) -> SearchState:
+    """The state after the round."""
+    z = asked.request.z
+    with metered() as meter:
+        solver_state = problem.solver.tell(problem.space, state.solver, z, evaluation)
     found = Best(
         z=z[evaluation.best : evaluation.best + 1].detach().clone(),
         y=evaluation.best_y,
@@ -248,17 +314,16 @@ def _round(
         penalty=float(evaluation.penalty[evaluation.best]),
         round=state.round + 1,
     )
-    advanced = replace(
+    return replace(
         state,
         round=state.round + 1,
-        position=stream.position,
+        position=asked.position,
         solver=solver_state,
-        objective=objective.state(),
+        objective=problem.objective.state(),
         last=z.detach(),
         best=found if state.best is None or found.score > state.best.score else state.best,
-        cost=state.cost + meter.cost + Cost(steps=1),
+        cost=state.cost + asked.cost + evaluation.cost + meter.cost + Cost(steps=1),
     )
-    return advanced, evaluation
 
 
 def _images_left(phases: Sequence[Phase], budget: Budget, state: SearchState) -> int | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import torch
 from torch import Tensor
 
 from tiller.core.objective import Objective, Regulariser
 from tiller.core.rng import Draw
+from tiller.models.base import Conditioning
 from tiller.models.checkpointing import Checkpoint
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
@@ -46,6 +49,26 @@ class Pictures(Objective[Inputs, Tensor]):
         self.regularisers = regularisers
         self.render_differentiable = self.gradient != Gradient.none()
         self.differentiable = reward.differentiable and self.render_differentiable
+
+    def joint_key(self) -> Hashable:
+        """Pictures of one model, sampled and differentiated alike, are drawn together."""
+        model = id(self.trajectory.model)
+        return model, self.trajectory.settings, self.gradient, self.checkpoint
+
+    def render_jointly(self, xs: Sequence[Inputs]) -> list[Tensor]:
+        """Pictures of several runs' candidates, from one trajectory where they are told as much."""
+        if len({x.conditioning.prompt_embeds.shape[1:] for x in xs}) > 1:
+            return [self.render(x, Draw(0, 0)) for x in xs]
+        noise = torch.cat([x.noise for x in xs])
+        words = Conditioning.cat([x.conditioning for x in xs])
+        pictures = self.render(Inputs(noise, words), Draw(0, 0))  # a frozen model draws no lots
+        return list(pictures.split([len(x.noise) for x in xs]))
+
+    def room(self, x: Inputs, gradient: bool) -> int | None:
+        """As many pictures as the free memory takes, each step's activations counted."""
+        if not gradient or self.batch_size is not None:
+            return self.batch_size
+        return self.trajectory.room(x.conditioning)
 
     def render(self, x: Inputs, draw: Draw) -> Tensor:
         """Pictures [n, 3, H, W] in [0, 1], holding a graph where gradients are enabled."""

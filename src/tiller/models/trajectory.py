@@ -18,7 +18,15 @@ from torch import Tensor
 from tiller.core.budget import count
 from tiller.core.errors import Incompatible, InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
-from tiller.models.checkpointing import Checkpoint, Plan, chosen, recomputed, saved_bytes
+from tiller.models.checkpointing import (
+    MEMORY_SHARE,
+    Checkpoint,
+    Plan,
+    chosen,
+    free_bytes,
+    recomputed,
+    saved_bytes,
+)
 from tiller.models.gradient import Gradient, Window
 from tiller.models.guidance import Denoiser, guided
 from tiller.models.schedulers import noisy_steps, prepared, step
@@ -124,7 +132,7 @@ class Trajectory:
         self.plan = chosen(
             checkpoint,
             window.steps if graph else 0,
-            measure=lambda: len(noise) * self._measured(denoiser, calls),
+            measure=lambda: len(noise) * self._measured(denoiser),
             memory_budget=memory_budget,
             device=self.model.device,
         )
@@ -158,6 +166,13 @@ class Trajectory:
             count(images=len(noise))
         return latents if window.steps else latents.detach()
 
+    def room(self, conditioning: Conditioning) -> int:
+        """How many candidates' gradients fit into half of the free memory, all recomputed."""
+        denoiser = guided(self.model, conditioning.detach(), self.settings.guidance_scale)
+        step_bytes = self._measured(denoiser)
+        budget = int(MEMORY_SHARE * free_bytes(self.model.device))
+        return max(1, budget // max(1, step_bytes))
+
     def _latent_shape(self) -> tuple[int, int, int]:
         scale = self.model.latent_scale
         height, width = self.settings.height, self.settings.width
@@ -183,7 +198,7 @@ class Trajectory:
                 "in its reach has noise of its own. Use the mode full, or eta=1 with DDIM"
             )
 
-    def _measured(self, denoiser: Denoiser, calls: _Calls) -> int:
+    def _measured(self, denoiser: Denoiser) -> int:
         """Bytes that one step keeps for one candidate; measured once, by one unbilled forward.
 
         Unbilled, so that a resumed run, which measures again, costs what the whole one did.

@@ -1,0 +1,108 @@
+"""Searches side by side find what they find alone, at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiller.core.budget import Budget, count
+from tiller.core.errors import RewardError
+from tiller.core.rng import Draw
+from tiller.core.search import Phase, Problem, Search, search_phases, search_together
+from tiller.core.solver import Solver
+from tiller.solvers.best_of_n import BestOfN
+from tiller.solvers.estimators import ZerothOrder
+from tiller.solvers.gradient import Gradient
+from tiller.testing.fakes import FakeQuadratic
+
+
+class Shared(FakeQuadratic):
+    """A quadratic whose candidates can be rendered with others', counting its calls."""
+
+    calls: ClassVar[list[int]] = []
+
+    def joint_key(self) -> Hashable:
+        return "shared"
+
+    def render(self, x: Tensor, draw: Draw) -> Tensor:
+        self.calls.append(len(x))
+        count(forwards=2 * len(x), images=len(x))
+        return super().render(x, draw)
+
+    def render_jointly(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return list(self.render(torch.cat(list(xs)), Draw(0, 0)).split([len(x) for x in xs]))
+
+
+def searches(kind: type[FakeQuadratic], solver: Solver, steps: int = 5) -> list[Search]:
+    problem = kind(dimension=3)
+    phases = [Phase("search", lambda _: Problem(problem.space, problem, solver))]
+    return [Search(phases, Budget(steps=steps + seed), seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("solver", [Gradient(lr=0.1, population=2), BestOfN(batch=3)], ids=str)
+def test_side_by_side_equals_alone(solver: Solver) -> None:
+    together: dict[int, list] = {0: [], 1: [], 2: []}
+    for i, step in search_together(searches(Shared, solver)):
+        together[i].append(step)
+    for i, one in enumerate(searches(Shared, solver)):
+        alone = list(search_phases(one.phases, one.budget, seed=one.seed))
+        assert len(alone) == len(together[i]) == 5 + i
+        for a, b in zip(alone, together[i], strict=True):
+            torch.testing.assert_close(a.z, b.z)
+            torch.testing.assert_close(a.evaluation.score, b.evaluation.score)
+            torch.testing.assert_close(a.best.y, b.best.y)
+            assert a.stopped == b.stopped
+            same = {"seconds": 0.0, "peak_memory_bytes": 0}
+            assert replace(a.cost, **same) == replace(b.cost, **same)
+
+
+def test_one_call_draws_for_all() -> None:
+    Shared.calls = []
+    for _ in search_together(searches(Shared, Gradient(lr=0.1), steps=1)):
+        pass
+    assert Shared.calls == [3, 2, 1]
+
+
+def test_no_more_at_once_than_there_is_room_for() -> None:
+    class Small(Shared):
+        def room(self, x: Tensor, gradient: bool) -> int:
+            return 2
+
+    Shared.calls = []
+    for _ in search_together(searches(Small, Gradient(lr=0.1), steps=1)):
+        pass
+    assert Shared.calls == [2, 1, 2, 1]
+
+
+def test_estimators_that_compare_scores_stay_alone() -> None:
+    Shared.calls = []
+    found = dict(search_together(searches(Shared, Gradient(lr=0.1, estimator=ZerothOrder()), 1)))
+    assert 3 not in Shared.calls
+    assert len(found) == 3
+
+
+def test_a_reward_without_gradient_is_refused() -> None:
+    class Lost(Shared):
+        def score(self, y: Tensor, draw: Draw) -> Tensor:
+            return super().score(y, draw).detach()
+
+    with pytest.raises(RewardError, match="without a gradient"):
+        list(search_together(searches(Lost, Gradient(lr=0.1))))
+
+
+def test_each_resumes_from_its_own_step() -> None:
+    halves = dict(search_together(searches(Shared, Gradient(lr=0.1), steps=2)))
+    whole = dict(search_together(searches(Shared, Gradient(lr=0.1), steps=5)))
+    again = [
+        replace(one, resume=halves[i])
+        for i, one in enumerate(searches(Shared, Gradient(lr=0.1), steps=5))
+    ]
+    for i, step in search_together(again):
+        last = step
+        if step.stopped:
+            torch.testing.assert_close(last.z, whole[i].z)
