@@ -40,9 +40,9 @@ def log_bounds(vectors: Tensor) -> tuple[Tensor, Tensor]:
 def reference(z: Tensor, prno: Prno, draw: Draw) -> Tensor:
     """The penalty [n], all orders in one graph."""
     flat, generator = z.flatten(1), draw.generator("prno")
-    d = flat.shape[1]
-    m = d // prno.k
-    orders = [torch.randperm(d, generator=generator)[: m * prno.k] for _ in range(prno.b)]
+    m = flat.shape[1] // prno.k
+    first = torch.randperm(flat.shape[1], generator=generator)[: m * prno.k]
+    orders = [first[torch.randperm(len(first), generator=generator)] for _ in range(prno.b)]
     penalties = [
         sum(-sum(log_bounds(one[order].view(prno.k, m).T)) for order in orders) / prno.b
         for one in flat
