@@ -1,4 +1,4 @@
-"""Schedulers by name, and the two facts about them that a trajectory needs.
+"""Schedulers by name, and the few facts about them that a trajectory needs.
 
 They are diffusers' own. Whether a step injects noise is found by asking its `step`, and the x0
 estimate is the one the scheduler itself uses, where it shows it.
@@ -147,17 +147,41 @@ def step(
     ):
         estimate = scheduler.model_outputs[-1]
     else:
-        estimate = _closed_form(scheduler, prediction, t, model_input)
+        estimate = closed_form(scheduler, prediction, t, model_input)
     return previous, estimate.to(latents.dtype)
 
 
-def _closed_form(scheduler: Any, prediction: Tensor, t: Tensor, model_input: Tensor) -> Tensor:
-    """x0 = (x_t - sigma_t eps) / alpha_t, or from v: x0 = alpha_t x_t - sigma_t v."""
+def noise_level(scheduler: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha_t and sigma_t of x_t = alpha_t x0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1."""
     alpha_squared: Tensor = scheduler.alphas_cumprod[t.long()]
-    alpha, sigma = alpha_squared**0.5, (1 - alpha_squared) ** 0.5
+    return alpha_squared**0.5, (1 - alpha_squared) ** 0.5
+
+
+def closed_form(scheduler: Any, prediction: Tensor, t: Tensor, model_input: Tensor) -> Tensor:
+    """x0 = (x_t - sigma_t eps) / alpha_t, or from v: x0 = alpha_t x_t - sigma_t v."""
+    alpha, sigma = noise_level(scheduler, t)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return (model_input - sigma * prediction) / alpha
     if kind == "v_prediction":
         return alpha * model_input - sigma * prediction
     return prediction
+
+
+def tilted(scheduler: Any, prediction: Tensor, t: Tensor, gradient: Tensor) -> Tensor:
+    """The prediction whose score, -eps / sigma_t, is larger by `gradient`, [n, C, h, w] each.
+
+    At a fixed x_t, with g the gradient: eps falls by sigma_t g, v = (eps - sigma_t x_t) / alpha_t
+    falls by sigma_t g / alpha_t, x0 = (x_t - sigma_t eps) / alpha_t rises by sigma_t^2 g / alpha_t.
+
+    Source: Dhariwal and Nichol 2021, "Diffusion models beat GANs on image synthesis", algorithm 2.
+    """
+    alpha, sigma = noise_level(scheduler, t)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        shift = -sigma * gradient
+    elif kind == "v_prediction":
+        shift = -sigma * gradient / alpha
+    else:
+        shift = sigma**2 * gradient / alpha
+    return prediction + shift.to(prediction.dtype)

@@ -29,15 +29,30 @@ from tiller.models.checkpointing import (
 )
 from tiller.models.gradient import Gradient, Window
 from tiller.models.guidance import Denoiser, guided
-from tiller.models.schedulers import noisy_steps, prepared, step
+from tiller.models.schedulers import (
+    closed_form,
+    noise_level,
+    noisy_steps,
+    prepared,
+    step,
+    tilted,
+)
 
-__all__ = ["Gradient", "Hook", "Trajectory"]
+__all__ = ["Gradient", "Guide", "Hook", "Trajectory"]
 
 Hook = Callable[[int, Tensor, Tensor], Tensor]
 """(index, latents [n, C, h, w] after the step, x0 estimate [n, C, h, w]) -> latents to go on with.
 
 Called once a step for all candidates together: previews return the latents as they came, guidance
 changes them, particle methods resample their rows.
+"""
+
+Guide = Callable[[int, Tensor, Tensor, float], Tensor]
+"""(index, x_t [n, C, h, w], x0 estimate [n, C, h, w], sigma_t) -> d log p(y | x_t) / d x_t.
+
+Called once a step, before it: what it returns, [n, C, h, w], is added to the model's score, so a
+guide is a wrapper around the denoiser and goes with every scheduler. x_t = alpha_t x0 + sigma_t eps
+is a leaf, and the estimate holds the graph of the one denoiser call that led to it.
 """
 
 
@@ -104,6 +119,7 @@ class Trajectory:
         checkpoint: Checkpoint = "auto",
         memory_budget: int | None = None,
         hook: Hook | None = None,
+        guide: Guide | None = None,
     ) -> Tensor:
         """The latents [n, C, h, w] at the end of the trajectory, or where a shortcut leaves it.
 
@@ -115,10 +131,12 @@ class Trajectory:
                 "auto": as many as fit the budget.
             memory_budget: bytes of activations for "auto"; by default half of the free memory.
             hook: called once a step, see `Hook`.
+            guide: tilts the score at each step, see `Guide`. Each step then costs a backward too.
 
         Raises:
             InvalidInput: a wrong shape, or a gradient mode that reaches beyond the trajectory.
-            Incompatible: the noise wants a gradient that this mode cannot give.
+            Incompatible: the noise wants a gradient that this mode cannot give, or one is asked
+                for through a guide.
         """
         self._check(noise)
         window = gradient.window(self.num_steps)
@@ -126,6 +144,11 @@ class Trajectory:
         conditioning = conditioning.expand(len(noise))
         denoiser = guided(self.model, conditioning, self.settings.guidance_scale)
         graph = torch.is_grad_enabled()
+        if guide is not None and graph and window.steps:
+            raise Incompatible(
+                f"a guided trajectory has no gradient of its own, got gradient={gradient}; "
+                "leave out the guide, or set gradient=Gradient.none()"
+            )
         if graph and noise.requires_grad and not any(v.requires_grad for v in denoiser.inputs):
             self._check_reaches_noise(gradient, window)
         calls = _Calls(denoiser, len(noise) * denoiser.branches)
@@ -145,9 +168,12 @@ class Trajectory:
                     latents = latents.detach()
                 t = self.timesteps[index]
                 model_input = scheduler.scale_model_input(latents, t)
-                prediction = calls(
-                    model_input, self._device_timesteps[index], keep=index >= first_kept
-                )
+                if guide is None:
+                    prediction = calls(
+                        model_input, self._device_timesteps[index], keep=index >= first_kept
+                    )
+                else:
+                    prediction = self._guided(guide, calls, scheduler, index, model_input)
                 slot = self._slot.get(index)
                 latents, estimate = step(
                     scheduler,
@@ -172,6 +198,19 @@ class Trajectory:
         step_bytes = self._measured(denoiser)
         budget = int(MEMORY_SHARE * free_bytes(self.model.device))
         return max(1, budget // max(1, step_bytes))
+
+    def _guided(
+        self, guide: Guide, calls: _Calls, scheduler: Any, index: int, model_input: Tensor
+    ) -> Tensor:
+        """The prediction [n, C, h, w] with the guide's gradient in its score, without a graph."""
+        t = self.timesteps[index]
+        with torch.enable_grad():
+            x = model_input.detach().requires_grad_()
+            prediction = calls(x, self._device_timesteps[index], keep=True)
+            estimate = closed_form(scheduler, prediction, t, x)
+            gradient = guide(index, x, estimate, float(noise_level(scheduler, t)[1]))
+        _check_returned("a guide must return a gradient", gradient, x, index)
+        return tilted(scheduler, prediction.detach(), t, gradient.detach())
 
     def _latent_shape(self) -> tuple[int, int, int]:
         scale = self.model.latent_scale
@@ -267,10 +306,14 @@ class _Calls:
 
 def _hooked(hook: Hook, index: int, latents: Tensor, estimate: Tensor) -> Tensor:
     returned = hook(index, latents, estimate)
-    if not isinstance(returned, Tensor) or returned.shape != latents.shape:
+    _check_returned("a hook must return latents", returned, latents, index)
+    return returned
+
+
+def _check_returned(must: str, returned: Any, like: Tensor, index: int) -> None:
+    if not isinstance(returned, Tensor) or returned.shape != like.shape:
         got = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise InvalidInput(
-            f"a hook must return latents of shape {list(latents.shape)}, got {got} at {index=}; "
-            "a hook that only looks returns what it was given"
+            f"{must} of shape {list(like.shape)}, got {got} at {index=}; one that only looks "
+            "returns what it was given (a hook) or zeros (a guide)"
         )
-    return returned
