@@ -18,6 +18,8 @@ from tiller.runs.templating import rendered
 
 FORMATS = ("png", "prompt", "python")
 _ELSEWHERE = ("diffusers", "a1111", "comfyui")
+# Methods that change the sampling itself: their pictures are more than noise and words.
+_GUIDED = {"lgd"}
 _CLASSES = {
     "ddim": "DDIMScheduler",
     "lms": "LMSDiscreteScheduler",
@@ -40,7 +42,8 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         The words for `prompt`; else the path of the picture or the script.
 
     Raises:
-        InvalidInput: this run cannot be exported to `to`.
+        InvalidInput: this run cannot be exported to `to`; `python` where the method guides the
+            sampling (lgd).
         RunError: the run cannot be read, or the export not written.
     """
     record = read_run(run_dir)
@@ -48,6 +51,12 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         kind = "learned embeddings, and this run has none" if to in _ELSEWHERE else "unknown"
         raise InvalidInput(
             f"cannot export to {to!r}: it is {kind}. This run has: {', '.join(available(record))}"
+        )
+    if to == "python" and _guided(record):
+        raise InvalidInput(
+            f"cannot export to 'python': {record.method} guides every sampling step by the "
+            "reward, and a script in plain diffusers does not; the noise alone draws another "
+            f"picture. This run has: {', '.join(available(record))}"
         )
     if to == "prompt":
         return _words(record)
@@ -71,9 +80,14 @@ def available(record: Record) -> list[str]:
     found = {
         "png": record.best_image is not None,
         "prompt": True,
-        "python": record.inputs() is not None,
+        "python": record.inputs() is not None and not _guided(record),
     }
     return [name for name in FORMATS if found[name]]
+
+
+def _guided(record: Record) -> bool:
+    """Whether the method (a name, or package.module:Class) is one of `_GUIDED`."""
+    return record.method.partition(":")[0].rpartition(".")[2] in _GUIDED
 
 
 def _words(record: Record) -> str:
