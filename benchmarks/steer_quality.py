@@ -1,13 +1,14 @@
 """dno, dno with a warm start and best of n at equal cost, on the bundled model.
 
-    python benchmarks/steer_quality.py [--prompts 20] [--seeds 3] [--steps 20] [--json] [--out DIR]
+    python benchmarks/steer_quality.py [--prompts 20] [--seeds 3] [--steps 20] [--rewards clip]
+        [--json] [--out DIR]
 
 For every prompt, seed and reward (clip, preference) each method gets the same number of denoiser
 forwards plus backwards: what `dno` uses in `--steps` gradient steps. Reported: the mean optimized
 reward, the held-out CLIP, the judge's verdict (all that the prompt names is there and rightly
 coloured), the share of runs that end above their baseline, and paired win rates against best of n;
-intervals are 95 % bootstrap intervals over prompts and seeds. Finished cells are kept in `--out`
-and are not computed again.
+intervals are 95 % bootstrap intervals over prompts. Finished cells are kept in `--out` and are not
+computed again, so two processes may do one reward each, and a third prints the table.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import argparse
 import hashlib
 import json
 import platform
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
 from tiller.models.bundled.judge import load_judge
 from tiller.runs.png import to_image
+from tiller.tasks.statistics import Estimated, estimated, wins
 
+SHOWN = ("score", "held_out", "faithful", "raised", "wins_against_best_of_n")
 REWARDS = {"clip": "clip_heldout", "preference": "clip_heldout"}
 
 
@@ -64,6 +66,7 @@ def cell(
     pictures = {"best": result.best.image, "baseline": result.baseline.image}
     tensors = {name: as_tensor(picture) for name, picture in pictures.items()}
     found = {
+        "prompt": prompt,
         "score": result.best.scores[reward],
         "baseline": result.baseline.scores[reward],
         "held_out": result.best.scores[REWARDS[reward]],
@@ -91,39 +94,22 @@ def as_tensor(picture: Any) -> torch.Tensor:
     return array.permute(2, 0, 1)[None].float() / 255
 
 
-def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], float]) -> list[float]:
-    """The 95 % bootstrap interval of a statistic."""
-    generator = torch.Generator().manual_seed(0)
-    n = len(values)
-    picks = torch.randint(n, (2000, n), generator=generator).tolist()
-    draws = sorted(statistic([values[i] for i in pick]) for pick in picks)
-    return [draws[49], draws[1949]]
-
-
 def summary(cells: list[dict[str, Any]], against: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the table says of one method and reward."""
-    wins = [
-        1.0 if mine["score"] > other["score"] else 0.5 if mine["score"] == other["score"] else 0.0
-        for mine, other in zip(cells, against, strict=True)
-    ]
+    """What the table says of one method and reward; the intervals are over prompts."""
+    groups = [c["prompt"] for c in cells]
     columns = {
         "score": [c["score"] for c in cells],
         "held_out": [c["held_out"] for c in cells],
         "faithful": [float(c["faithful"]) for c in cells],
         "raised": [float(c["score"] > c["baseline"]) for c in cells],
-        "wins_against_best_of_n": wins,
+        "wins_against_best_of_n": wins([c["score"] for c in cells], [c["score"] for c in against]),
+        "baseline_score": [c["baseline"] for c in cells],
+        "baseline_held_out": [c["baseline_held_out"] for c in cells],
+        "baseline_faithful": [float(c["baseline_faithful"]) for c in cells],
+        "model_calls": [c["model_calls"] for c in cells],
+        "seconds": [c["seconds"] for c in cells],
     }
-    row: dict[str, Any] = {
-        name: {"mean": statistics.fmean(values), "interval": interval(values, statistics.fmean)}
-        for name, values in columns.items()
-    }
-    row["baseline_score"] = statistics.fmean(c["baseline"] for c in cells)
-    row["baseline_held_out"] = statistics.fmean(c["baseline_held_out"] for c in cells)
-    row["baseline_faithful"] = statistics.fmean(float(c["baseline_faithful"]) for c in cells)
-    row["model_calls"] = statistics.fmean(c["model_calls"] for c in cells)
-    row["seconds"] = statistics.fmean(c["seconds"] for c in cells)
-    row["runs"] = len(cells)
-    return row
+    return {name: asdict(estimated(values, groups=groups)) for name, values in columns.items()}
 
 
 def main() -> None:
@@ -164,16 +150,15 @@ def main() -> None:
         print(json.dumps({"about": about, "table": table}, indent=1))
         return
     for reward, rows in table.items():
-        print(f"\n{reward}, held out: {REWARDS[reward]}")
-        print("method      score                 held-out  faithful  raised  wins  calls  seconds")
+        print(f"\n| {reward} | score | held out | faithful | raised | wins | calls | seconds |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        first = next(iter(rows.values()))
+        before = (first[f"baseline_{name}"]["value"] for name in ("score", "held_out", "faithful"))
+        print(f"| not steered | {' | '.join(f'{value:.3f}' for value in before)} | | | | |")
         for name, row in rows.items():
-            low, high = row["score"]["interval"]
-            print(
-                f"{name:<11} {row['score']['mean']:.3f} [{low:.3f}, {high:.3f}]  "
-                f"{row['held_out']['mean']:.3f}     {row['faithful']['mean']:.2f}      "
-                f"{row['raised']['mean']:.2f}    {row['wins_against_best_of_n']['mean']:.2f}  "
-                f"{row['model_calls']:.0f}   {row['seconds']:.1f}"
-            )
+            cells = [str(Estimated(**row[key])) for key in SHOWN]
+            rest = f"{row['model_calls']['value']:.0f} | {row['seconds']['value']:.1f}"
+            print(f"| {name} | {' | '.join(cells)} | {rest} |")
 
 
 if __name__ == "__main__":

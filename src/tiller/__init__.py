@@ -31,6 +31,7 @@ _WHERE = {
     "search": "tiller.core.search",
     "search_phases": "tiller.core.search",
     "steer": "tiller.api",
+    "steer_many": "tiller.api",
     "write_report": "tiller.runs.report",
 }
 _MODULES = ("rewards", "methods", "solvers", "spaces")
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from tiller.api import open_run as open_run
     from tiller.api import resume as resume
     from tiller.api import steer as steer
+    from tiller.api import steer_many as steer_many
     from tiller.core.budget import Budget as Budget
     from tiller.core.budget import Cost as Cost
     from tiller.core.errors import InvalidInput as InvalidInput

@@ -1,4 +1,4 @@
-"""`steer`, `resume`, `open_run`: what the command line, the page and scripts call."""
+"""`steer`, `steer_many`, `resume`, `open_run`: what the command line, the page and scripts call."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class Result:
         cost: what the search used (the baseline is not charged).
         stopped: why it ended: a limit of the budget, the solver's own end, or `interrupted`.
         run_dir: the run's folder; `tiller.open_run` reads it back.
+        probability: P(z) of the best picture's noise under the model's own, about .25 for a typical
+            one and near 0 where the picture was forced; see `tiller.spaces.probability`.
     """
 
     method: str
@@ -48,6 +50,7 @@ class Result:
     cost: Cost
     stopped: str
     run_dir: Path
+    probability: float
 
 
 def steer(
@@ -90,33 +93,128 @@ def steer(
         >>> result.best.scores["clip"] >= result.baseline.scores["clip"]        # doctest: +SKIP
         True
     """
-    _check_prompt(prompt, seed)
+    (run,) = _planned(
+        model,
+        [(prompt, seed)],
+        method=method,
+        reward=reward,
+        held_out=held_out,
+        negative_prompt=negative_prompt,
+        budget=budget,
+        settings=settings,
+    )
+    store = RunStore.create(out, run.spec, run.spec["method"]["name"])
+    drive([(run, store)], on_step)
+    return open_run(store.path)
+
+
+def steer_many(
+    model: str | Path | FrozenModel | Any,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    method: str = "auto",
+    reward: RewardSpec = "clip",
+    held_out: str | Sequence[str] | None = None,
+    negative_prompt: str = "",
+    budget: Budget | str | None = None,
+    out: str | Path = "runs",
+    on_step: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> list[Result]:
+    """`steer` for every prompt with every seed, side by side: one batch through the sampler.
+
+    Each run has its own folder, solver and budget, and finds what it finds alone, up to rounding.
+    As many are drawn at once as the free memory takes. Called again with the same arguments, it
+    returns what is finished and continues what is not.
+
+    Args:
+        prompts: what the pictures should show.
+        seeds: each prompt is steered once with each.
+        out: the folder of the runs' folders.
+        on_step: called after each round of each run; `Progress.run_dir` says which.
+        settings: the method's fields; the other arguments are `steer`'s, for all runs.
+
+    Returns:
+        One result for each prompt and seed: all seeds of the first prompt, then of the second.
+
+    Raises:
+        InvalidInput, Incompatible, RewardError: as `steer`; every run keeps its best.
+
+    Example:
+        >>> animals = ["a purple owl", "a red cat"]                               # doctest: +SKIP
+        >>> results = tiller.steer_many("emoji", animals, seeds=range(4))         # doctest: +SKIP
+        >>> [result.best.scores["clip"] for result in results]                    # doctest: +SKIP
+    """
+    if not prompts or not seeds:
+        raise InvalidInput(f"expected prompts and seeds, got {len(prompts)} and {len(seeds)}")
+    runs = _planned(
+        model,
+        [(prompt, seed) for prompt in prompts for seed in seeds],
+        method=method,
+        reward=reward,
+        held_out=held_out,
+        negative_prompt=negative_prompt,
+        budget=budget,
+        settings=settings,
+    )
+    name = runs[0].spec["method"]["name"]
+    known = runs[0].spec["reward"] is not None  # a Python callable has no name to be found by
+    stores = []
+    for run in runs:
+        found = RunStore.find(out, run.spec) if known else None
+        stores.append(found or RunStore.create(out, run.spec, name))
+    todo = [(r, s) for r, s in zip(runs, stores, strict=True) if not _finished(s)]
+    if todo:
+        drive(todo, on_step)
+    return [open_run(store.path) for store in stores]
+
+
+def _finished(store: RunStore) -> bool:
+    stopped = read_run(store.path).stopped
+    return stopped is not None and stopped != "interrupted"
+
+
+def _planned(
+    model: str | Path | FrozenModel | Any,
+    wanted: Sequence[tuple[str, int]],
+    *,
+    method: str,
+    reward: RewardSpec,
+    held_out: str | Sequence[str] | None,
+    negative_prompt: str,
+    budget: Budget | str | None,
+    settings: dict[str, Any],
+) -> list[Run]:
+    """A run for each prompt and seed, refused as a whole before anything is drawn or written."""
+    for prompt, seed in wanted:
+        _check_prompt(prompt, seed)
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     if method != "auto":
         make_method(method, settings)  # a typing error should not cost the loading of a model
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = _reward(reward, loaded)
     name, chosen = make_method(method, settings, optimized)
-    spec = {
+    common = {
         "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
         "model": loaded.source,
         "model_options": loaded.options,
         "model_fingerprint": loaded.fingerprint(),
-        "prompt": prompt,
         "negative_prompt": negative_prompt,
         "reward": optimized.spec,
         "held_out": _held_out(held_out, optimized, loaded),
         "budget": str(budget or chosen.default_budget),
-        "seed": seed,
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
         "versions": versions(),
     }
-    run = Run.of(spec, loaded, chosen, optimized)
-    run.phases[0].build(None)  # refuses what cannot work before there is a folder
-    store = RunStore.create(out, spec, name)
-    drive(run, store, on_step)
-    return open_run(store.path)
+    watched = make_reward(common["held_out"]) if common["held_out"] else None
+    runs = [
+        Run.of({**common, "prompt": prompt, "seed": seed}, loaded, chosen, optimized, watched)
+        for prompt, seed in wanted
+    ]
+    runs[0].phases[0].build(None)  # refuses what cannot work before there is a folder
+    return runs
 
 
 def resume(
@@ -156,7 +254,7 @@ def resume(
         _check_same(store, loaded, chosen)
         if wanted is not None:
             store.set_budget(str(wanted))
-        drive(Run.of(store.spec, loaded, chosen, optimized), store, on_step)
+        drive([(Run.of(store.spec, loaded, chosen, optimized), store)], on_step)
     return open_run(run_dir)
 
 
@@ -231,6 +329,7 @@ def open_run(run_dir: str | Path) -> Result:
         cost=Cost(**record.last["cost"]),
         stopped=record.stopped or "not finished",
         run_dir=record.path,
+        probability=float(record.best_entry.get("probability", 1.0)),
     )
 
 

@@ -1,4 +1,4 @@
-"""One run: the search, and the folder that is kept in step with it."""
+"""Runs: the searches, and the folders that are kept in step with them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch import Tensor
 from tiller.core.budget import Budget
 from tiller.core.errors import RunError, TillerError, TillerNotice
 from tiller.core.rng import Draw
-from tiller.core.search import Phase, Step, search_phases
+from tiller.core.search import Phase, Search, Step, search_together
 from tiller.core.state import pack
+from tiller.guard import Guard
 from tiller.methods._pictures import Pictures
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
@@ -50,6 +51,7 @@ class Progress:
         held_out: which of them are not optimized.
         budget: the run's.
         run_dir: its folder.
+        probability: P(z) of the round's best noise under the model's own; see `tiller.guard`.
     """
 
     step: Step
@@ -58,6 +60,7 @@ class Progress:
     held_out: tuple[str, ...]
     budget: Budget
     run_dir: Path
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,17 @@ class Run:
 
     @classmethod
     def of(
-        cls, spec: Mapping[str, Any], model: FrozenModel, method: Method, reward: RewardSum
+        cls,
+        spec: Mapping[str, Any],
+        model: FrozenModel,
+        method: Method,
+        reward: RewardSum,
+        held_out: RewardSum | None = None,
     ) -> Run:
+        """The parts that `spec` names; rewards that are loaded already may be passed."""
         task = Task(model, spec["prompt"], spec["negative_prompt"], reward)
-        held_out = make_reward(spec["held_out"]) if spec["held_out"] else None
+        if held_out is None and spec["held_out"]:
+            held_out = make_reward(spec["held_out"])
         budget = Budget.parse(spec["budget"])
         return cls(spec, method, task, reward, held_out, budget, method.build(task))
 
@@ -104,38 +114,106 @@ class Run:
 
 
 def drive(
-    run: Run,
-    store: RunStore,
+    runs: Sequence[tuple[Run, RunStore]],
     on_step: Callable[[Progress], None] | None,
 ) -> None:
-    """Run the search and keep the folder in step with it; the state on disk is the truth."""
-    with store, interruptible() as interrupted:
-        saved = store.load_state()
+    """Run the searches side by side, each kept in step with its folder; what is there is truth.
+
+    An error ends all of them: every run keeps its best and can be resumed.
+    """
+    with ExitStack() as stack:
+        for _, store in runs:
+            stack.enter_context(store)
+        interrupted = stack.enter_context(interruptible())
+        drivers = [_Driver(run, store, interrupted) for run, store in runs]
         try:
-            if saved is None:
-                store.journal.clear()
-                before = scores = _draw_baseline(run, store)
-            else:
-                before, scores = _continued(run, store, saved.tree["round"])
-            planned = saved is not None
-            for step in search_phases(run.phases, run.budget, seed=run.spec["seed"], resume=saved):
-                fresh = step.best.round == step.index
-                if fresh:
-                    scores = run.scores(step.best.y)
-                    _save_best(store, run, step, scores)
-                if step.evaluation.grad is not None and not planned:
-                    planned = _say_plan(store, step)
-                stopped = step.stopped or ("interrupted" if interrupted() else None)
-                store.checkpoint(pack(step.state), _entry(step, scores, fresh, stopped))
+            searches = [driver.search() for driver in drivers]
+            for i, step in search_together(searches):
+                progress = drivers[i].keep(step)
                 if on_step is not None:
-                    on_step(Progress(step, scores, before, run.watched, run.budget, store.path))
-                if stopped:
-                    break
+                    on_step(progress)
         except TillerError as error:
-            with suppress(RunError):  # the disk may be what failed
-                store.append({"kind": "error", "text": str(error), "time": _now()})
-            error.add_note(f"run: {store.path}")
+            for _, store in runs:
+                with suppress(RunError):  # the disk may be what failed
+                    store.append({"kind": "error", "text": str(error), "time": _now()})
+                error.add_note(f"run: {store.path}")
             raise
+
+
+class _Driver:
+    """One run under way: its folder, its guard, and what it has found."""
+
+    def __init__(self, run: Run, store: RunStore, interrupted: Callable[[], bool]) -> None:
+        self.run, self.store, self.interrupted = run, store, interrupted
+        self.guard = Guard(run.method.stop_below, run.method.patience)
+        self.watched = run.watched[0] if run.watched else None
+        self.before: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # the kept best's score and reward
+        self.fresh = self.planned = False
+        self.probability = 1.0
+
+    def search(self) -> Search:
+        """What to search, from the last saved round on; the unsteered picture is drawn here."""
+        saved = self.store.load_state()
+        if saved is None:
+            self.store.journal.clear()
+            self.before = self.scores = _draw_baseline(self.run, self.store)
+        else:
+            self.before, self.scores = _continued(self.run, self.store, saved.tree["round"])
+        entries = self.store.entries()
+        self.guard.recall(entries, self.watched)
+        steps = [entry for entry in entries if entry["kind"] == "step"]
+        if steps:
+            self.best = {name: steps[-1][name] for name in ("best_score", "best_reward")}
+        self.planned = saved is not None
+        run = self.run
+        return Search(run.phases, run.budget, run.spec["seed"], saved, self._until)
+
+    def _until(self, step: Step) -> str | None:
+        """Score and keep the round's picture if it is the best; why the run ends, if it does."""
+        self.probability = self.guard.probability(step)
+        self.fresh = False
+        if step.best.round == step.index:
+            scores = self.run.scores(step.best.y)
+            held_out = scores[self.watched] if self.watched else step.best.reward
+            if not self.best or self.guard.keeps(self.probability, held_out):
+                self.fresh, self.scores = True, scores
+                self.best = {"best_score": step.best.score, "best_reward": step.best.reward}
+                _save_best(self.store, self.run, step, scores)
+        kept = self.scores.get(self.watched or "", step.best.reward) if self.fresh else None
+        ended = self.guard.after(self.probability, kept)
+        return ended or ("interrupted" if self.interrupted() and step.stopped is None else None)
+
+    def keep(self, step: Step) -> Progress:
+        """Keep the round: its journal line, then its state."""
+        if step.evaluation.grad is not None and not self.planned:
+            self.planned = _say_plan(self.store, step)
+        entry = {
+            "kind": "step",
+            "step": step.index,
+            "phase": step.phase,
+            "score": float(step.evaluation.score.max()),
+            "reward": float(step.evaluation.reward[step.evaluation.best]),
+            "penalty": float(step.evaluation.penalty[step.evaluation.best]),
+            **self.best,
+            "probability": self.probability,
+            "scores": self.scores,
+            "cost": dataclasses.asdict(step.cost),
+            "image": f"images/best-{step.index:04d}.png" if self.fresh else None,
+            "stopped": step.stopped,
+            "time": _now(),
+        }
+        self.store.checkpoint(pack(step.state), entry)
+        return Progress(
+            step,
+            self.scores,
+            self.before,
+            self.run.watched,
+            self.run.budget,
+            self.store.path,
+            self.probability,
+        )
 
 
 def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -143,7 +221,7 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
     fallen_back = list(store.notices)  # rewinding drops what the journal said of it
     store.rewind(rounds)
     for text in fallen_back:
-        warnings.warn(text, TillerNotice, stacklevel=4)
+        warnings.warn(text, TillerNotice, stacklevel=5)
         store.append({"kind": "notice", "text": text})
     entries = store.entries()
     store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": _now()})
@@ -197,26 +275,6 @@ def _about(run: Run, step: int, scores: dict[str, float]) -> dict[str, Any]:
     sampler = run.spec["sampler"]
     known = {key: run.spec[key] for key in keys}
     return {**known, **sampler, "method": method, "step": step, "scores": scores}
-
-
-def _entry(
-    step: Step, scores: dict[str, float], fresh: bool, stopped: str | None
-) -> dict[str, Any]:
-    return {
-        "kind": "step",
-        "step": step.index,
-        "phase": step.phase,
-        "score": float(step.evaluation.score.max()),
-        "reward": float(step.evaluation.reward[step.evaluation.best]),
-        "penalty": float(step.evaluation.penalty[step.evaluation.best]),
-        "best_score": step.best.score,
-        "best_reward": step.best.reward,
-        "scores": scores,
-        "cost": dataclasses.asdict(step.cost),
-        "image": f"images/best-{step.index:04d}.png" if fresh else None,
-        "stopped": stopped,
-        "time": _now(),
-    }
 
 
 def picture_of(store: RunStore, name: str) -> Picture:

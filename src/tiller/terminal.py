@@ -128,11 +128,16 @@ class ProgressLine:
             self._said = self._seen
             self._console.print(Text(self.line()))
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the line was made."""
+        return time.monotonic() - self._started
+
     def line(self) -> str:
         """The line as it stands now."""
         now = time.monotonic()
         if self.latest is None:
-            waited = _clock(now - self._started)
+            waited = clock(now - self._started)
             return f"loading the model, drawing the unsteered picture · {waited}"
         progress = self.latest
         step, cost = progress.step, progress.step.cost
@@ -140,11 +145,12 @@ class ProgressLine:
         steps = progress.budget.steps
         where = f"step {step.index}/{steps}" if steps else f"step {step.index}, {done:.0%}"
         parts = [self._method, clean(step.phase), where, *self._scores(progress)]
+        parts.append(f"P(z) {progress.probability:.2g}")
         parts.append(f"{cost.forwards} forwards + {cost.backwards} backwards")
         left = cost.seconds * (1 - done) / done if done > 0 else 0.0
         since = now - self._seen
-        elapsed = _clock(now - self._started)
-        rest = "" if step.stopped else f", about {_clock(max(0.0, left - since))} left"
+        elapsed = clock(now - self._started)
+        rest = "" if step.stopped else f", about {clock(max(0.0, left - since))} left"
         parts.append(elapsed + rest)
         return " · ".join(parts)
 
@@ -183,6 +189,7 @@ def summary(result: Result, report: Path | None) -> list[RenderableType]:
         ("method", clean(result.method)),
         ("cost", cost_line(result.cost)),
         ("stopped", clean(result.stopped)),
+        ("P(z)", _likely(result.probability)),
         ("picture", clean(shown(result.run_dir / "images" / "best.png"))),
         ("run", clean(shown(result.run_dir))),
     ]
@@ -248,6 +255,18 @@ def cost_line(cost: Cost) -> str:
     return ", ".join(parts)
 
 
+def _likely(probability: float) -> str:
+    """What P(z) means, in a few words; a typical noise has about a quarter."""
+    where = (
+        "a noise as the model was trained on"
+        if probability > 0.05
+        else "an unusual noise"
+        if probability > 0.001
+        else "far from what the model was trained on: look at the held-out score"
+    )
+    return f"{probability:.2g}, {where}"
+
+
 def _more(stopped: str) -> str | None:
     """What `tiller resume` takes to go on: nothing after Ctrl-C, else twice the limit reached."""
     if stopped == "interrupted":
@@ -271,7 +290,7 @@ def method_of(run_dir: Path) -> str:
     return clean(read_run(run_dir).method)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -69,6 +69,38 @@ def test_a_black_box_keeps_every_promise_of_a_method(estimator: str, black_box: 
     check_method(method, black_box, budget=Budget(steps=3))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weight_decay": 0.01},
+        {"trust": 1.0, "gamma": 0.1},
+        {"population": 4, "halve_every": 1},
+        {"warm_start": 3, "eta": 0.0},
+    ],
+    ids=str,
+)
+def test_every_variant_keeps_every_promise(settings: dict[str, Any], task: Task) -> None:
+    check_method(replace(SMALL, **settings), task, budget=Budget(steps=4))
+
+
+def test_trust_keeps_each_slot_at_the_norm_of_noise(task: Task) -> None:
+    def distance(trust: float | None) -> float:
+        *_, last = search_phases(replace(SMALL, lr=0.5, trust=trust).build(task), Budget(steps=6))
+        norms = last.z.flatten(2).norm(dim=2)
+        return float((norms - last.z[0, 0].numel() ** 0.5).abs().max())
+
+    assert distance(0.5) <= 0.5 + 1e-4
+    assert distance(None) > 1.0
+
+
+def test_a_thinned_population_keeps_its_better_half(task: Task) -> None:
+    method = replace(SMALL, population=4, halve_every=2, lr=1e-9)
+    steps = list(search_phases(method.build(task), Budget(steps=6)))
+    assert [len(step.z) for step in steps] == [4, 4, 2, 2, 1, 1]
+    best = int(steps[0].evaluation.score.argmax())
+    torch.testing.assert_close(steps[-1].z[0], steps[0].z[best], atol=1e-6, rtol=0)
+
+
 def test_a_reward_as_a_black_box_rises_too(task: Task) -> None:
     """The estimates climb what the gradient climbs."""
     method = replace(SMALL, estimator="hybrid2", lr=0.05)
@@ -118,6 +150,11 @@ def test_the_penalty_counts_in_the_choice_of_the_warm_start(task: Task) -> None:
         {"estimator": "magic"},
         {"mu": 0.1},
         {"estimator": "hybrid1", "mu": -1.0},
+        {"trust": -1.0},
+        {"population": 0},
+        {"halve_every": -1},
+        {"weight_decay": -0.1},
+        {"warm_start": 2, "population": 2},
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -209,3 +210,15 @@ def test_cosine_equals_torchs() -> None:
 def test_bad_settings_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidInput, match="="):
         make()
+
+
+def test_halving_drops_the_worse_with_their_moments() -> None:
+    """Five become three, two, one; who is left moves as it would alone."""
+    problem = FakeQuadratic(dimension=3)
+    solver = Gradient(lr=0.05, population=5, halve_every=2)
+    steps = list(search(problem.space, problem, solver, Budget(steps=8)))
+    assert [len(step.z) for step in steps] == [5, 5, 3, 3, 2, 2, 1, 1]
+    free = list(search(problem.space, problem, replace(solver, halve_every=0), Budget(steps=8)))
+    alone = free[-1].z
+    assert bool((steps[-1].z[0] == alone).all(dim=1).any())
+    assert float(steps[1].evaluation.score.max()) == float(free[1].evaluation.score.max())

@@ -183,12 +183,17 @@ def search_phases(
 
 @dataclass(frozen=True)
 class Search:
-    """One of the searches that run side by side; the arguments of `search_phases`."""
+    """One of the searches that run side by side; the arguments of `search_phases`, and one more.
+
+    Attributes:
+        until: looks at each step before it is yielded; a text ends the search, and says why.
+    """
 
     phases: Sequence[Phase]
     budget: Budget
     seed: int = 0
     resume: Step | SearchState | Packed | None = None
+    until: Callable[[Step], str | None] | None = None
 
 
 def search_together(searches: Sequence[Search]) -> Iterator[tuple[int, Step]]:
@@ -226,24 +231,23 @@ def _rounds(
         for i, one, evaluation in zip(running, asked, evaluations, strict=True):
             state, problem = _tell(*stands[i], one, evaluation), stands[i][1]
             stands[i] = state, problem
-            stopped = _stopped(searches[i], state, problem)
-            if stopped is None:
-                going.append(i)
             assert state.last is not None
-            yield (
-                i,
-                Step(
-                    index=state.round,
-                    phase=searches[i].phases[state.phase].name,
-                    z=state.last,
-                    evaluation=evaluation,
-                    best=_best_so_far(state),
-                    cost=state.cost,
-                    stopped=stopped,
-                    state=state,
-                    problem=problem,
-                ),
+            step = Step(
+                index=state.round,
+                phase=searches[i].phases[state.phase].name,
+                z=state.last,
+                evaluation=evaluation,
+                best=_best_so_far(state),
+                cost=state.cost,
+                stopped=_stopped(searches[i], state, problem),
+                state=state,
+                problem=problem,
             )
+            if (until := searches[i].until) is not None:
+                step = replace(step, stopped=until(step) or step.stopped)
+            if step.stopped is None:
+                going.append(i)
+            yield i, step
         running = going
 
 

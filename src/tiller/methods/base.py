@@ -52,16 +52,28 @@ class Method(ABC):
         guidance_scale: classifier-free guidance, diffusers' convention (1 + w of the papers).
         scheduler: ddim, lms, euler, pndm or dpmsolver++.
         checkpoint: which steps keep their activations: auto, keep, recompute or a number of steps.
+        stop_below: end the run where P(z), the probability of its noise, falls below this (a
+            typical noise has about .25, .001 is far off); 0 for never.
+        patience: end the run when the held-out reward has not risen for so many rounds, and keep
+            the picture of its peak; 0 for not looking at it.
     """
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
     checkpoint: str = "auto"
+    stop_below: float = 0.0
+    patience: int = 0
 
     citation: ClassVar[str] = ""
     needs_gradient: ClassVar[bool] = False
     default_budget: ClassVar[Budget] = Budget(steps=30)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stop_below < 1:
+            raise InvalidInput(f"stop_below must lie in [0, 1), got {self.stop_below=}")
+        if self.patience < 0:
+            raise InvalidInput(f"patience must be at least 0, got {self.patience=}")
 
     @abstractmethod
     def build(self, task: Task) -> list[Phase]:
@@ -82,9 +94,9 @@ class Method(ABC):
         """The sampler that this method searches."""
         return Trajectory(model, self.sampler(model))
 
-    def noise(self, task: Task) -> Noise:
+    def noise(self, task: Task, trust: float | None = None) -> Noise:
         """The space of this method's noises at the task's prompt."""
-        return Noise(self.trajectory(task.model).noise_shape, task.conditioning())
+        return Noise(self.trajectory(task.model).noise_shape, task.conditioning(), trust)
 
     def pictures(
         self,

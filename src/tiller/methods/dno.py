@@ -18,7 +18,7 @@ from tiller.rewards.base import Reward
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient as GradientSolver
-from tiller.solvers.rules import Adam
+from tiller.solvers.rules import Adam, AdamW
 from tiller.spaces.probability import Prno
 
 # The estimators for rewards without gradients; their own defaults are the paper's.
@@ -43,8 +43,14 @@ class Dno(Method):
     Attributes:
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
         lr: Adam's learning rate (DNO appendix: .01).
+        weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent; 0 starts at the run's own seed.
+        population: candidates that ascend side by side, each from a seed of its own (ours).
+        halve_every: after so many steps the worse half of them is given up, again and again until
+            one is left; 0 keeps all. A bad seed then costs a few steps and not the run (ours).
+        trust: largest distance of each step's noise from the norm sqrt(d) that N(0, I) has, 2 holds
+            nearly all of it; None lets the noise go anywhere (ours).
         gamma: weight of the probability regulariser (DNO appendix: 1 for brightness, .1 for
             rewards learned from people; 0 leaves it out).
         k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
@@ -58,8 +64,12 @@ class Dno(Method):
 
     eta: float = 1.0
     lr: float = 0.01
+    weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     warm_start: int = 0
+    population: int = 1
+    halve_every: int = 0
+    trust: float | None = None
     gamma: float = 0.0
     k: int = 2
     b: int = 100
@@ -83,12 +93,14 @@ class Dno(Method):
 
     def build(self, task: Task) -> list[Phase]:
         """The ascent, after a warm start where one is asked for."""
-        space = self.noise(task)
+        space = self.noise(task, self.trust)
         objective = self.pictures(task, Gradient.full(), self._regularisers())
         solver = GradientSolver(
-            rule=Adam(),
+            rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
             lr=self.lr,
             clip_norm=self.clip_norm,
+            population=self.population,
+            halve_every=self.halve_every,
             estimator=self._estimator(task.reward),
         )
 
@@ -98,6 +110,11 @@ class Dno(Method):
             start = space if before is None else starting_at(space, before.best.z)
             return Problem(start, objective, solver)
 
+        if self.warm_start and self.population > 1:
+            raise InvalidInput(
+                f"a warm start ascends from one picture, got {self.warm_start=} and "
+                f"{self.population=}; choose one of them"
+            )
         phases = [Phase("ascent", ascent)]
         if self.warm_start:
             sampling = BestOfN(batch=8, n=self.warm_start)

@@ -89,13 +89,18 @@ class Record:
         return next((e for e in reversed(self.entries) if e.get("kind") == "step"), {})
 
     @property
-    def best_step(self) -> int:
-        """The round in which the best was found, 0 if there is none."""
-        score, step = float("-inf"), 0
+    def best_entry(self) -> Entry:
+        """The round in which the best was found, or an empty entry."""
+        found: Entry = {}
         for entry in self.steps:
-            if entry["best_score"] > score:
-                score, step = entry["best_score"], entry["step"]
-        return step
+            if not found or entry["best_score"] > found["best_score"]:
+                found = entry
+        return found
+
+    @property
+    def best_step(self) -> int:
+        """Its number, 0 if there is none."""
+        return int(self.best_entry.get("step", 0))
 
     @property
     def stopped(self) -> str | None:

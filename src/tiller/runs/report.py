@@ -90,6 +90,10 @@ def _panels(record: Record) -> tuple[list[Panel], Legend]:
     if len(panels) > 1:
         legend.append({"kind": "line", "colour": 1, "name": "of the same picture, not optimized"})
     legend.append({"kind": "dashed", "colour": 0, "name": "not steered"})
+    probabilities = [entry.get("probability") for entry in steps]
+    if len({p for p in probabilities if p is not None}) > 1:  # else the noise was not searched
+        panels.append(Panel("P(z): how usual the noise is", [Curve(x, probabilities, "P(z)", 2)]))
+        legend.append({"kind": "line", "colour": 2, "name": "of each round's noise; 0 is far off"})
     return panels, legend
 
 

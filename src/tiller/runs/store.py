@@ -13,6 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata as installed
 from pathlib import Path
@@ -83,7 +84,7 @@ class RunStore:
             RunError: the folder cannot be made or written.
         """
         moment = datetime.now(UTC)
-        digest = hashlib.blake2b(canonical_json(spec).encode(), digest_size=4).hexdigest()
+        digest = _digest(spec)
         short = re.sub(r"[^A-Za-z0-9_]+", "-", method).strip("-")[:40] or "run"
         path = _new_folder(Path(out).absolute(), f"{moment:%Y%m%d-%H%M%S}-{short}-{digest}")
         created = moment.isoformat(timespec="seconds")
@@ -97,6 +98,17 @@ class RunStore:
             _discard(path)
             raise
         return store
+
+    @classmethod
+    def find(cls, out: str | Path, spec: Mapping[str, Any]) -> RunStore | None:
+        """The newest run in the folder `out` that has exactly this spec, None if there is none."""
+        wanted = json.loads(to_json(spec))
+        for path in sorted(Path(out).glob(f"*-{_digest(spec)}*/run.json"), reverse=True):
+            with suppress(RunError):
+                store = cls.open(path.parent)
+                if store.spec == wanted:
+                    return store
+        return None
 
     @classmethod
     def open(cls, path: str | Path) -> RunStore:
@@ -339,6 +351,11 @@ class RunStore:
     def _owned(self) -> None:
         if self._lock is None:
             raise RunError(f"{self.path} is open for reading; call lock() before writing to it")
+
+
+def _digest(spec: Mapping[str, Any]) -> str:
+    """A short hash of all that repeats a run; part of its folder's name."""
+    return hashlib.blake2b(canonical_json(spec).encode(), digest_size=4).hexdigest()
 
 
 def _new_folder(out: Path, name: str) -> Path:

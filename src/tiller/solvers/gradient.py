@@ -35,8 +35,8 @@ class Gradient(Solver[GradientState]):
     """z <- project(z + rule(clip(d score / dz))), for `population` candidates side by side.
 
     The candidates start at the space's first samples and never meet: each has its own clipping
-    and moments, so a population equals as many runs of one. A step is evaluated where it begins;
-    the point after the last step is in the state, not scored.
+    and moments, so a population that is not thinned equals as many runs of one. A step is
+    evaluated where it begins; the point after the last step is in the state, not scored.
 
     Attributes:
         rule: how a gradient becomes a move.
@@ -45,6 +45,9 @@ class Gradient(Solver[GradientState]):
         clip_value: each number of the gradient is cut to [-clip_value, clip_value]; None for not.
         clip_norm: then the gradient of one candidate is shortened to this length; None for not.
         population: candidates moved together.
+        halve_every: after so many steps, and again after as many, the worse half of the candidates
+            is dropped, until one is left; 0 keeps all. (Jamieson and Talwalkar 2016, successive
+            halving.)
         estimator: how the gradient is had.
 
     Raises:
@@ -66,6 +69,7 @@ class Gradient(Solver[GradientState]):
     clip_value: float | None = None
     clip_norm: float | None = None
     population: int = 1
+    halve_every: int = 0
     estimator: Estimator = Autograd()  # noqa: RUF009  # frozen, safe to share
 
     spaces: ClassVar[tuple[type[Space[Any]], ...]] = (Continuous,)
@@ -77,6 +81,8 @@ class Gradient(Solver[GradientState]):
                 raise InvalidInput(f"{name} must be positive and finite, got {name}={value!r}")
         if self.population < 1:
             raise InvalidInput(f"population must be at least 1, got {self.population=}")
+        if self.halve_every < 0:
+            raise InvalidInput(f"halve_every must be at least 0, got {self.halve_every=}")
 
     def init(self, space: Space[Any], rng: Stream) -> GradientState:
         """The space's first `population` samples, at rest."""
@@ -100,7 +106,11 @@ class Gradient(Solver[GradientState]):
         grad = clip(evaluation.grad, value=self.clip_value, norm=self.clip_norm)
         lr = self.lr * self.schedule(state.step)
         move, moments = self.rule.update(state.moments, grad, z, lr, state.step)
-        return GradientState(space.project(z + move), moments, state.step + 1)
+        z, step = space.project(z + move), state.step + 1
+        if self.halve_every and step % self.halve_every == 0:
+            better = evaluation.score.topk((len(z) + 1) // 2).indices.sort().values
+            z, moments = z[better], tuple(m[better] for m in moments)
+        return GradientState(z, moments, step)
 
     def gradient(self) -> Estimator:
         """The estimator."""

@@ -5,9 +5,12 @@ Source: direct noise optimization (DNO), section 3: optimize what the sampler in
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from tiller.core.errors import InvalidInput
 from tiller.core.rng import Stream
 from tiller.core.space import Continuous
 from tiller.models.base import Conditioning
@@ -23,11 +26,19 @@ class Noise(Continuous[Inputs]):
     Args:
         shape: (slots, C, h, w), the trajectory's `noise_shape`.
         conditioning: one row, used for every candidate.
+        trust: what is moved is projected to where noise is found: each slot's d numbers to a norm
+            within `trust` of sqrt(d), the norm of nearly all of N(0, I) (its standard deviation is
+            .71 whatever d is). None lets z go anywhere.
     """
 
-    def __init__(self, shape: tuple[int, ...], conditioning: Conditioning) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], conditioning: Conditioning, trust: float | None = None
+    ) -> None:
+        if trust is not None and not 0 <= trust < float("inf"):
+            raise InvalidInput(f"trust must be finite and not negative, got {trust=}")
         self._shape = shape
         self.conditioning = conditioning
+        self.trust = trust
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,6 +56,15 @@ class Noise(Continuous[Inputs]):
             return torch.stack([torch.randn(rest, generator=generator) for _ in range(slots)])
 
         return torch.stack([one(rng.next()) for _ in range(n)])
+
+    def project(self, z: Tensor) -> Tensor:
+        """z itself, or with `trust` its slots at a norm that N(0, I) has."""
+        if self.trust is None:
+            return z
+        norm = z.flatten(2).norm(dim=2)
+        typical = math.prod(self.shape[1:]) ** 0.5
+        wanted = norm.clamp(max(0.0, typical - self.trust), typical + self.trust)
+        return z * (wanted / norm.clamp(min=1e-12))[:, :, None, None, None]
 
     def decode(self, z: Tensor) -> Inputs:
         """The noises beside the fixed conditioning, one row a candidate."""

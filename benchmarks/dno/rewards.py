@@ -1,0 +1,89 @@
+"""Two rewards, each held out while the other is optimized, and all methods at equal cost
+(figure 7 and the shape of table 1).
+
+    python benchmarks/dno/rewards.py [--prompts 20] [--seeds 3] [--steps 20] [--json]
+
+preference and clip; the methods raw, best_of_n, lgd, reno and dno with its warm start get the same
+number of denoiser forwards plus backwards: what dno uses in `--steps` gradient steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grid import Row, against, arguments, grid, report, summary
+
+import tiller
+from tiller.models.bundled.captions import prompts as evaluation_prompts
+
+PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
+
+
+def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
+    """Methods with budgets of equal cost, 2 * steps pictures' worth of model calls."""
+    calls = 2 * steps * forwards
+    return {
+        "raw": {"method": "raw"},
+        "best_of_n": {"method": "best_of_n", "budget": f"images={2 * steps}"},
+        "lgd": {"method": "lgd", "budget": f"forwards={calls // 2}"},
+        "reno": {"method": "reno", "budget": f"steps={steps}"},
+        "dno": {"method": "dno", "budget": f"steps={steps}"},
+        "dno, warm start": {
+            "method": "dno",
+            "warm_start": 8,
+            "budget": f"steps={steps - 4 + 1}",  # the eight pictures are one round
+        },
+        "dno, thinned": {
+            "method": "dno",
+            "population": 4,
+            "halve_every": 1,
+            "budget": f"steps={steps - 7 + 3}",  # 4 + 2 + 1 gradient steps in three rounds
+        },
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__, prompts=20, seeds=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", help="only these")
+    options = parser.parse_args()
+    model = tiller.load_model(options.model)
+    one = options.prompts * 3 // 4
+    prompts = [
+        *[p for p, _ in evaluation_prompts("test", one, seed=7, kind="one")],
+        *[p for p, _ in evaluation_prompts("test", options.prompts - one, seed=7, kind="two")],
+    ]
+    forwards = 2 * model.defaults.num_inference_steps
+    table: dict[str, Any] = {}
+    for reward, held_out in PAIRS.items():
+        rows: dict[str, list[Row]] = {}
+        for name, settings in arms(options.steps, forwards).items():
+            if options.methods and name not in options.methods:
+                continue
+            rows[name] = grid(
+                model,
+                prompts,
+                options.seeds,
+                options.out,
+                reward=reward,
+                held_out=held_out,
+                **settings,
+            )
+        for name, found in rows.items():
+            row = summary(found, [reward, *held_out])
+            if "best_of_n" in rows:
+                score = against(found, rows["best_of_n"], lambda r, key=reward: r.scores[key])
+                row["wins against best_of_n"] = score
+            table[f"{reward}: {name}"] = row
+    leads = {
+        reward: max(
+            (name for name in table if name.startswith(f"{reward}:")),
+            key=lambda name: table[name][reward].value,
+        )
+        for reward in PAIRS
+    }
+    report(options, table, f"Highest mean reward: {', '.join(leads.values())}.")
+
+
+if __name__ == "__main__":
+    main()

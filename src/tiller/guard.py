@@ -1,0 +1,79 @@
+"""What a run watches beside its score: P(z) of the noise, and the held-out reward.
+
+Both tell when a reward is being hacked: the score still rises, and the picture leaves what the
+model was trained on (P(z) falls) or what other rewards like (the held-out score falls). A guard
+keeps the pictures from before that, and may end the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tiller.core.search import Step
+from tiller.models.inputs import Inputs
+from tiller.runs.journal import Entry
+from tiller.spaces.probability import probability
+
+
+@dataclass
+class Guard:
+    """Looks at each round, and says whether its best is kept and whether the run ends.
+
+    Attributes:
+        stop_below: end the run where P(z) of the round's best candidate is below this, and keep
+            what was found before; 0 for never.
+        patience: end the run where the held-out reward has not risen above its peak for so many
+            rounds, and keep the picture of that peak; 0 for not looking at it.
+        peak: the highest held-out score so far; the unsteered picture's at the start.
+        since: rounds since then.
+    """
+
+    stop_below: float = 0.0
+    patience: int = 0
+    peak: float = float("-inf")
+    since: int = 0
+
+    def __post_init__(self) -> None:
+        self._noise: torch.Tensor | None = None
+        self._probability = 1.0
+
+    def probability(self, step: Step) -> float:
+        """P(z) of this round's best candidate; see `tiller.spaces.probability`."""
+        k = step.evaluation.best
+        with torch.no_grad():
+            x: Inputs = step.problem.space.decode(step.z[k : k + 1])
+        noise = x.noise.detach().cpu()
+        if self._noise is None or not torch.equal(noise, self._noise):
+            self._noise, self._probability = noise, float(probability(noise))
+        return self._probability
+
+    def keeps(self, probability: float, held_out: float) -> bool:
+        """Whether a better picture with these values takes the place of the best so far."""
+        return probability >= self.stop_below and (not self.patience or held_out > self.peak)
+
+    def after(self, probability: float, kept: float | None) -> str | None:
+        """Why the run ends with this round, or None; `kept` is what was kept in it, if any."""
+        self.peak, self.since = (
+            (self.peak, self.since + 1) if kept is None else (max(self.peak, kept), 0)
+        )
+        if probability < self.stop_below:
+            return (
+                f"P(z)={probability:.2g} is below stop_below={self.stop_below:g}: the noise has "
+                "left what the model was trained on; the best from before is kept"
+            )
+        if self.patience and self.since >= self.patience:
+            return f"the held-out reward has not risen for {self.since} rounds (patience)"
+        return None
+
+    def recall(self, entries: Sequence[Entry], held_out: str | None) -> None:
+        """Stand where the journal's rounds leave a run that goes on."""
+        for entry in entries:
+            if entry["kind"] == "baseline":
+                self.peak = entry["scores"].get(held_out, self.peak)
+            elif entry["kind"] == "step":
+                fresh = entry["image"] is not None
+                self.peak = max(self.peak, entry["scores"].get(held_out, self.peak))
+                self.since = 0 if fresh else self.since + 1

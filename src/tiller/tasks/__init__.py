@@ -1,0 +1,1 @@
+"""Measuring: statistics of runs, prompt sets, comparisons at equal cost."""

@@ -1,0 +1,115 @@
+"""Many prompts and seeds side by side: each run as if alone, and kept for the next call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiller
+from tiller.core.errors import InvalidInput
+from tiller.models.base import FrozenModel
+from tiller.models.trajectory import Trajectory
+from tiller.testing.fake_pipeline import save_fake_pipeline
+
+PROMPTS = ["a red cat", "a blue dog"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> FrozenModel:
+    return tiller.load_model(save_fake_pipeline(tmp_path_factory.mktemp("fake")))
+
+
+def settings(out: Path, **changes: Any) -> dict[str, Any]:
+    usual = {"reward": "brightness", "held_out": "darkness", "num_inference_steps": 3}
+    return {**usual, "method": "dno", "budget": "steps=3", "out": out, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gamma": 0.5, "b": 3},
+        {"reward": "jpeg", "q": 2},
+        {"method": "best_of_n", "budget": "images=5"},
+        {"warm_start": 2},
+        {"population": 4, "halve_every": 1},
+    ],
+    ids=str,
+)
+def test_each_run_is_as_if_alone(
+    changes: dict[str, Any], model: FrozenModel, tmp_path: Path
+) -> None:
+    together = tiller.steer_many(
+        model, PROMPTS, seeds=[0, 3], **settings(tmp_path / "a", **changes)
+    )
+    wanted = [(prompt, seed) for prompt in PROMPTS for seed in (0, 3)]
+    for result, (prompt, seed) in zip(together, wanted, strict=True):
+        alone = tiller.steer(model, prompt, seed=seed, **settings(tmp_path / "b", **changes))
+        assert result.prompt == prompt
+        assert result.stopped == alone.stopped
+        for name, score in alone.best.scores.items():
+            assert result.best.scores[name] == pytest.approx(score, rel=1e-3, abs=1e-5)
+        counted = ("steps", "images", "forwards", "backwards", "reward_calls")
+        for name in counted:
+            assert getattr(result.cost, name) == getattr(alone.cost, name)
+        a, b = (np.asarray(r.best.image, dtype=float) for r in (result, alone))
+        assert np.abs(a - b).max() <= 1
+
+
+def test_the_sampler_runs_once_a_round_for_all(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = Trajectory.run
+
+    def counted(self: Trajectory, noise: Any, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(noise))
+        return run(self, noise, *args, **kwargs)
+
+    monkeypatch.setattr(Trajectory, "run", counted)
+    tiller.steer_many(model, PROMPTS, seeds=[0, 1], **settings(tmp_path, budget="steps=2"))
+    assert rows == [1, 1, 1, 1, 4, 4], "four unsteered pictures, then two rounds"
+
+
+def test_called_again_it_continues_and_repeats_nothing(model: FrozenModel, tmp_path: Path) -> None:
+    class Stop(Exception):
+        """Where a crash would be."""
+
+    def crash(progress: tiller.api.Progress) -> None:
+        if progress.step.index == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tiller.steer_many(model, PROMPTS, on_step=crash, **settings(tmp_path))
+    begun = sorted(path.name for path in tmp_path.iterdir())
+    assert len(begun) == 2
+    results = tiller.steer_many(model, PROMPTS, **settings(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == begun
+    assert [result.stopped for result in results] == ["budget: steps=3"] * 2
+    rounds: list[int] = []
+    again = tiller.steer_many(
+        model, PROMPTS, on_step=lambda p: rounds.append(p.step.index), **settings(tmp_path)
+    )
+    assert rounds == []
+    assert [r.run_dir for r in again] == [r.run_dir for r in results]
+
+
+def test_one_bad_prompt_refuses_all_before_anything_is_written(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match="at least one word"):
+        tiller.steer_many(model, ["a cat", " "], **settings(tmp_path))
+    with pytest.raises(InvalidInput, match="prompts and seeds"):
+        tiller.steer_many(model, [], **settings(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_run_can_be_read_by_itself(model: FrozenModel, tmp_path: Path) -> None:
+    for result in tiller.steer_many(model, PROMPTS, **settings(tmp_path)):
+        spec = json.loads((result.run_dir / "run.json").read_text())["spec"]
+        assert spec["prompt"] == result.prompt
+        assert tiller.open_run(result.run_dir).best.scores == result.best.scores

@@ -1,0 +1,58 @@
+"""`tiller batch`: many prompts from a file, one answer, and clear errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ended import Tiller, small
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red cat\n\n  a blue dog  \n")
+    return path
+
+
+def test_one_object_with_every_run(
+    tiller: Tiller, prompts: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ended = tiller(
+        "batch", prompts, *small(model, out), "--budget", "steps=2", "--seeds", 2, "--json"
+    )
+    assert ended.code == 0, ended.err
+    runs = json.loads(ended.out)["runs"]
+    assert [run["prompt"] for run in runs] == ["a red cat"] * 2 + ["a blue dog"] * 2
+    assert all(Path(run["image"]).is_file() for run in runs)
+    assert all(run["scores"].keys() == run["baseline_scores"].keys() for run in runs)
+
+
+def test_people_get_a_table(tiller: Tiller, prompts: Path, model: Path, tmp_path: Path) -> None:
+    ended = tiller("batch", prompts, *small(model, tmp_path / "out"), "--budget", "steps=2")
+    assert ended.code == 0, ended.err
+    assert "mean of runs" in ended.out
+    assert "a blue dog" in ended.out
+    assert "2 of 2 runs under way, 2 over" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot read the prompts"),
+        (b"\n \n", "expected a prompt a line"),
+        (b"\xff\xfe\x00", "not text in UTF-8"),
+    ],
+)
+def test_bad_files_are_one_line(
+    content: bytes | None, expected: str, tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    ended = tiller("batch", path, *small(model, tmp_path / "out"), "--budget", "steps=2")
+    assert ended.code == 2
+    assert expected in ended.err
+    assert not (tmp_path / "out").exists()
