@@ -195,6 +195,7 @@ def _planned(
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = _reward(reward, loaded)
     name, chosen = make_method(method, settings, optimized)
+    watched = _held_out(held_out, optimized, loaded)
     common = {
         "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
@@ -203,14 +204,14 @@ def _planned(
         "model_fingerprint": loaded.fingerprint(),
         "negative_prompt": negative_prompt,
         "reward": optimized.spec,
-        "held_out": _held_out(held_out, optimized, loaded),
+        "held_out": watched,
         "budget": str(budget or chosen.default_budget),
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
         "versions": versions(),
     }
-    watched = make_reward(common["held_out"]) if common["held_out"] else None
+    reported = make_reward(watched)
     runs = [
-        Run.of({**common, "prompt": prompt, "seed": seed}, loaded, chosen, optimized, watched)
+        Run.of({**common, "prompt": prompt, "seed": seed}, loaded, chosen, optimized, reported)
         for prompt, seed in wanted
     ]
     runs[0].phases[0].build(None)  # refuses what cannot work before there is a folder

@@ -38,16 +38,17 @@ class BatchLine(ProgressLine):
 
     def line(self) -> str:
         """The line as it stands now."""
-        if self.latest is None:
+        latest = self.latest
+        if latest is None:
             return super().line()
         seen = list(self.runs.values())
         over = sum(progress.step.stopped is not None for progress in seen)
         parts = [f"{len(seen)} of {self.total} runs under way, {over} over"]
-        names = sorted(self.latest.scores, key=lambda name: name in self.latest.held_out)[:2]
+        names = sorted(latest.scores, key=lambda name: name in latest.held_out)[:2]
         for name in names:
             before = statistics.fmean(progress.baseline[name] for progress in seen)
             after = statistics.fmean(progress.scores[name] for progress in seen)
-            mark = " (held out)" if name in self.latest.held_out else ""
+            mark = " (held out)" if name in latest.held_out else ""
             parts.append(f"mean {clean(name)} {number(before)} → {number(after)}{mark}")
         done = statistics.fmean(p.budget.fraction(p.step.cost) for p in seen)
         return " · ".join([*parts, f"{done:.0%}", clock(self.elapsed)])
@@ -74,6 +75,6 @@ def batch_summary(results: Sequence[Result], out: Path) -> list[RenderableType]:
     runs.add_column("picture", overflow="fold")
     for result in results:
         picture = shown(result.run_dir / "images" / "best.png")
-        cells = (clean(result.prompt), f"{result.probability:.2g}", clean(picture))
-        runs.add_row(*map(Text, cells))
+        about = (clean(result.prompt), f"{result.probability:.2g}", clean(picture))
+        runs.add_row(*map(Text, about))
     return [table, "", runs, "", clean(f"next     tiller report {quoted(out)}/*")]

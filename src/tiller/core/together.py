@@ -71,8 +71,8 @@ def _parts(requests: Sequence[Request], members: list[int]) -> Iterable[list[int
     first = requests[members[0]]
     if len(members) == 1:
         return [members]
-    room = first.objective.room(first.space.decode(first.z[:1]), first.estimator is not None)
-    room = math.inf if room is None else room
+    found = first.objective.room(first.space.decode(first.z[:1]), first.estimator is not None)
+    room = math.inf if found is None else found
     parts: list[list[int]] = [[]]
     for i in members:
         taken = sum(len(requests[j].z) for j in parts[-1])

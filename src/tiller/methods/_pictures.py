@@ -62,7 +62,7 @@ class Pictures(Objective[Inputs, Tensor]):
         noise = torch.cat([x.noise for x in xs])
         words = Conditioning.cat([x.conditioning for x in xs])
         pictures = self.render(Inputs(noise, words), Draw(0, 0))  # a frozen model draws no lots
-        return list(pictures.split([len(x.noise) for x in xs]))
+        return list(torch.split(pictures, [len(x.noise) for x in xs]))
 
     def room(self, x: Inputs, gradient: bool) -> int | None:
         """As many pictures as the free memory takes, each step's activations counted."""

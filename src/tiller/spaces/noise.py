@@ -64,7 +64,8 @@ class Noise(Continuous[Inputs]):
         norm = z.flatten(2).norm(dim=2)
         typical = math.prod(self.shape[1:]) ** 0.5
         wanted = norm.clamp(max(0.0, typical - self.trust), typical + self.trust)
-        return z * (wanted / norm.clamp(min=1e-12))[:, :, None, None, None]
+        factors: Tensor = wanted / norm.clamp(min=1e-12)
+        return z * factors[:, :, None, None, None]
 
     def decode(self, z: Tensor) -> Inputs:
         """The noises beside the fixed conditioning, one row a candidate."""

@@ -126,7 +126,8 @@ def read(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     """Token ids [n, L] -> the frozen encoder's last hidden states [n, L, width], half precision."""
     with torch.autocast("cpu", torch.bfloat16):
         parts = [
-            text_encoder(input_ids=part.long()).last_hidden_state.half() for part in ids.split(500)
+            text_encoder(input_ids=part.long()).last_hidden_state.half()
+            for part in torch.split(ids, 500)
         ]
     return torch.cat(parts)
 
