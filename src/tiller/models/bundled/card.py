@@ -84,8 +84,9 @@ and guidance 4. The judge decides.
 
 ## How it was trained
 
-On two CPU cores in bfloat16 autocast, alongside other work, in about two hours in all: autoencoder
-28 minutes, the first CLIP 13, the second 6, judge 5, the denoiser the rest. Steps taken: {steps}.
+On two CPU cores in bfloat16 autocast, alongside other work, in about four hours in all:
+autoencoder 28 minutes, the first CLIP 13, the second 6, judge 8, the denoiser the rest.
+Steps taken: {steps}.
 Everything is drawn from fixed seeds; the data are composed by `scenes.py`, wholly synthetic. To
 train it again (the Debian package `fonts-noto-color-emoji` is needed, for this only):
 

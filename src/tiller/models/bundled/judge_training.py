@@ -18,7 +18,7 @@ from .train import Plan, fit
 
 SEED = 51
 BATCH = 64
-PLAN = Plan(steps=2000, lr=3e-3, warmup=100, decay=0.6, weight_decay=0.02, ema=0.995, seed=SEED)
+PLAN = Plan(steps=3200, lr=3e-3, warmup=100, decay=0.6, weight_decay=0.02, ema=0.995, seed=SEED)
 
 
 def train(work: Path, vae: AutoencoderTiny, steps: int | None = None) -> JudgeNet:

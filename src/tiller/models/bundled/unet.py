@@ -33,7 +33,7 @@ EMPTY_PROMPT = 0.1
 MIDDLE, SPREAD = 420.0, 200.0  # of the timesteps drawn: there the shapes are decided
 FLOOR = 0.15  # of that bell's height, for the others
 PLAN = Plan(
-    steps=17_000, lr=7e-4, warmup=200, decay=0.6, ema=0.999, weight_decay=0.0, muon=True, seed=SEED
+    steps=15_000, lr=7e-4, warmup=200, decay=0.6, ema=0.999, weight_decay=0.0, muon=True, seed=SEED
 )
 
 
