@@ -198,7 +198,7 @@ def summary(result: Result, report: Path | None) -> list[RenderableType]:
     facts += [("note", one_line(text)) for text in _notices(result.run_dir)]
     facts += [
         ("next", clean(f"tiller report {run}")),
-        ("", clean(f"tiller export {run} --to python")),
+        ("", clean(f"tiller export {run} --to {_best_export(result.run_dir)}")),
     ]
     if (more := _more(result.stopped)) is not None:
         facts.append(("", clean(f"tiller resume {run}{more}")))
@@ -281,6 +281,14 @@ def _notices(run_dir: Path) -> list[str]:
     from tiller.runs.record import read_run
 
     return [text for kind, text in read_run(run_dir).remarks if kind == "notice"]
+
+
+def _best_export(run_dir: Path) -> str:
+    """The script that draws the picture again, or the picture where no script can (guided runs)."""
+    from tiller.runs.export import available
+    from tiller.runs.record import read_run
+
+    return "python" if "python" in available(read_run(run_dir)) else "png"
 
 
 def method_of(run_dir: Path) -> str:
