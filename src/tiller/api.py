@@ -199,6 +199,7 @@ def _planned(
     common = {
         "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
+        "redrawable": chosen.redrawable,
         "model": loaded.source,
         "model_options": loaded.options,
         "model_fingerprint": loaded.fingerprint(),

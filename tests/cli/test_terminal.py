@@ -39,6 +39,7 @@ def progress(index: int, cost: Cost, stopped: str | None = None) -> Any:
         held_out=("clip_heldout",),
         budget=Budget(steps=10),
         run_dir=Path("run"),
+        probability=0.25,
     )
 
 

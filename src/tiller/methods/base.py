@@ -66,6 +66,7 @@ class Method(ABC):
     patience: int = 0
 
     citation: ClassVar[str] = ""
+    redrawable: ClassVar[bool] = True  # plain sampling redraws the picture from its noise and words
     needs_gradient: ClassVar[bool] = False
     default_budget: ClassVar[Budget] = Budget(steps=30)
 

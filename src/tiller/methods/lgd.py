@@ -58,6 +58,7 @@ class Lgd(Method):
     eta: float = 0.0
     batch: int = 4
 
+    redrawable: ClassVar[bool] = False
     citation: ClassVar[str] = (
         "Song et al., Loss-guided diffusion models for plug-and-play controllable generation, 2023"
     )

@@ -18,8 +18,6 @@ from tiller.runs.templating import rendered
 
 FORMATS = ("png", "prompt", "python")
 _ELSEWHERE = ("diffusers", "a1111", "comfyui")
-# Methods that change the sampling itself: their pictures are more than noise and words.
-_GUIDED = {"lgd"}
 _CLASSES = {
     "ddim": "DDIMScheduler",
     "lms": "LMSDiscreteScheduler",
@@ -52,7 +50,7 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         raise InvalidInput(
             f"cannot export to {to!r}: it is {kind}. This run has: {', '.join(available(record))}"
         )
-    if to == "python" and _guided(record):
+    if to == "python" and not _redrawable(record):
         raise InvalidInput(
             f"cannot export to 'python': {record.method} guides every sampling step by the "
             "reward, and a script in plain diffusers does not; the noise alone draws another "
@@ -80,14 +78,14 @@ def available(record: Record) -> list[str]:
     found = {
         "png": record.best_image is not None,
         "prompt": True,
-        "python": record.inputs() is not None and not _guided(record),
+        "python": record.inputs() is not None and _redrawable(record),
     }
     return [name for name in FORMATS if found[name]]
 
 
-def _guided(record: Record) -> bool:
-    """Whether the method (a name, or package.module:Class) is one of `_GUIDED`."""
-    return record.method.partition(":")[0].rpartition(".")[2] in _GUIDED
+def _redrawable(record: Record) -> bool:
+    """Whether plain sampling draws the picture again: `Method.redrawable`."""
+    return bool(record.spec.get("redrawable", True))
 
 
 def _words(record: Record) -> str:
