@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
         Claim(
             "section 4",
-            "a reward that is defined on the manifold only makes Hybrid-1 fail, and not Hybrid-2",
+            "where the reward is defined on the manifold only, Hybrid-2 is faster than Hybrid-1",
             told("line") + f"; Hybrid-2 less Hybrid-1 {ahead('line', 'Hybrid-2', 'Hybrid-1')}",
             ahead("line", "Hybrid-2", "Hybrid-1").low > 0 and speed["line"]["Hybrid-2"].low > 0,
         ),

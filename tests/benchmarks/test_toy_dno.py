@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiller.core.rng import Stream, keyed_generator
+from tiller.core.rng import Draw, Stream, keyed_generator
 from tiller.solvers.gradient import Gradient
 from tiller.spaces.noise import Noise
 
@@ -20,6 +20,7 @@ SCRIPTS = {
     "toy_evolution": "toy_evolution.png",
     "toy_ode_sde": "toy_ode_sde.svg",
     "toy_reward_hacking": "toy_reward_hacking.png",
+    "toy_prno": "toy_prno.png",
     "toy_stationary": "toy_stationary.png",
     "toy_estimators": "toy_estimators.svg",
 }
@@ -159,3 +160,21 @@ def test_separation_is_the_area_under_the_curve() -> None:
     hacking = importlib.import_module("toy_reward_hacking")
     high, low = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
     assert hacking.separation(high, low) == pytest.approx(3.5 / 4)
+
+
+def test_p1_of_the_own_order_sees_what_random_orders_do_not() -> None:
+    prno, hacking = (
+        importlib.import_module("toy_prno"),
+        importlib.import_module("toy_reward_hacking"),
+    )
+    z = torch.randn(2, 50, 2, 1, 1, generator=keyed_generator(2))
+    z[1] -= z[1].mean()
+    z[1, 25:] += 0.8
+    z[1, :25] -= 0.8
+    penalty = prno.OwnOrder(ks=(2,)).value(z, Draw(0, 0))
+    halves = z.flatten(1).view(2, 2, 50).mean(dim=2).square().sum(dim=1)
+    torch.testing.assert_close(penalty, (50 * halves / 4 - math.log(2)).clamp(min=0))
+    assert float(penalty[1]) > max(10, 5 * float(penalty[0]))
+    random, own = hacking.paper_probability(z), hacking.probability(z)
+    assert float(random[1]) > 1e-2
+    assert float(own[1]) < 1e-4
