@@ -169,6 +169,7 @@ HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy", "huggingface_hub"
     "code",
     [
         "import tiller; tiller.__version__; dir(tiller)",
+        "from tiller.words import load_lexicon; load_lexicon().senses('cat', 'n')",
         "import sys; from tiller.cli import main; sys.argv = ['tiller', '--help']; run(main)",
         "import sys; from tiller.cli import main; sys.argv = ['tiller', '--version']; run(main)",
         "import sys; from tiller.cli import main; sys.argv = ['tiller', 'models']; run(main)",

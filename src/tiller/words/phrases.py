@@ -15,12 +15,13 @@ from tiller.words.tokens import Token, tokenise
 
 _LONGEST = 4  # words of a phrase
 _PARTICLES = frozenset({"up", "down", "away"})
-# Before a noun these say what one sees ("a green snake", "an old man"): a phrase that begins with
-# one is a phrase only if WordNet's annotators met it ("a black hole").
-_LOOKS = word_set(
-    "black white gray grey red orange yellow green blue purple pink brown golden silver old young "
-    "small large big little light dark tall short new deep full"
+# Before a noun these say what one sees of it ("a green snake", "an old man"). A phrase that begins
+# with a colour is one only if WordNet's annotators met it ("a black hole"), with a size or an age
+# only if it is a name ("Big Ben").
+_COLOURS = word_set(
+    "black white gray grey red orange yellow green blue purple pink brown golden silver"
 )
+_SIZES = word_set("old young small large big little light dark tall short new deep full")
 _SEVERAL = (NUMERALS - {"one"}) | {"several", "many", "few", "these", "those", "some", "both"}
 _SUBJECTS = frozenset({"i", "you", "he", "she", "it", "we", "they", "who", "that"})
 _KEYWORDS = frozenset({"BREAK", "AND"})  # of prompt editors, not words
@@ -132,8 +133,11 @@ def _phrase(group: Sequence[Token], lexicon: Lexicon) -> Readings:
             phrase = link.join([*words[:-1], lemma])
             if pos == "n" and "n" in lexicon.sense_ids(phrase):
                 found[pos, phrase] = tags
-    if words[0] in _LOOKS and not any(lexicon.familiarity(lemma, pos) for pos, lemma in found):
-        return {}
+    if words[0] in _COLOURS:
+        return found if any(lexicon.familiarity(lemma, pos) for pos, lemma in found) else {}
+    if words[0] in _SIZES:
+        senses = [sense for pos, lemma in found for sense in lexicon.senses(lemma, pos)]
+        return found if any(sense.named for sense in senses) else {}
     return found
 
 

@@ -50,6 +50,8 @@ PLACES: dict[str, Pos] = {
     "near": "a",
 }
 
+_CONTRACTED = ("n't", "'re", "'ve", "'ll", "'d", "'m")
+
 _OPEN = ("n", "v", "a", "r")
 # How readily a tag (column) follows a tag (row); S is the start, the end and punctuation, Q a
 # numeral. Ours, for captions: noun phrases, few finite verbs.
@@ -147,8 +149,9 @@ def _follows(last: str, tag: str, before: Piece | None, piece: Piece) -> float:
     if tag != "v":
         return weight
     tags = {form for (pos, _), forms in piece.readings.items() if pos == "v" for form in forms}
-    factors = [_VERB_FORMS.get(form, {}).get(last, 1.0) for form in tags - {"VBP"}] or [1.0]
-    factor = max(factors)
+    if "VB" in tags and last != "X":  # "run" is a participle after "has", else a base form
+        tags = {"VB"}
+    factor = max((_VERB_FORMS.get(form, {}).get(last, 1.0) for form in tags), default=1.0)
     if last == "n" and "VB" in tags and before is not None:
         plural = any("NNS" in f and "NN" not in f for f in before.readings.values())
         factor = min(1.0, factor * _PLURAL_SUBJECT) if plural else factor
@@ -161,6 +164,8 @@ def _emissions(piece: Piece, lexicon: Lexicon) -> dict[str, float]:
         return {"Q": 1.0}
     if piece.plain in _CLOSED:
         return {_CLOSED[piece.plain]: 1.0}
+    if piece.plain.endswith(_CONTRACTED):
+        return {"X": 1.0}
     found: dict[str, float] = {}
     if not piece.fixed:
         for pos, lemma in piece.readings:

@@ -53,8 +53,8 @@ def tokenise(prompt: str) -> tuple[Token, ...]:
     Where quotation marks hold the whole prompt, they are looked into.
 
     Example:
-        >>> [token.text for token in tokenise("(cat:1.2), a dog's hat, 8k")]
-        ['cat', 'a', 'dog', 'hat', '8k']
+        >>> [token.text for token in tokenise("(cat:1.2), a dog's hat, 8k") if not token.fixed]
+        ['cat', 'a', 'dog', 'hat']
     """
     tokens = _read(prompt, _READ)
     if all(token.fixed for token in tokens):
