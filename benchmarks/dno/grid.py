@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 import tiller
-from tiller.models.bundled.judge import Judge, load_judge
+from tiller.models.bundled.judge import Judge
+from tiller.models.bundled.loaders import load_judge
 from tiller.runs.record import read_run
 from tiller.tasks.statistics import Estimated, estimated, wins
 

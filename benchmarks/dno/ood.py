@@ -21,7 +21,7 @@ from PIL import Image
 
 import tiller
 from tiller.models.bundled.captions import SUBJECT_NAMES
-from tiller.models.bundled.judge import load_judge
+from tiller.models.bundled.loaders import load_judge
 from tiller.tasks.statistics import Estimated, estimated
 
 ANIMALS = SUBJECT_NAMES[:21]

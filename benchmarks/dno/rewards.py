@@ -1,17 +1,19 @@
 """Two rewards, each held out while the other is optimized, and all methods at equal cost
 (figure 7 and the shape of table 1).
 
-    python benchmarks/dno/rewards.py [--prompts 20] [--seeds 3] [--steps 20] [--json]
+    python benchmarks/dno/rewards.py [--prompts 20] [--seeds 3] [--steps 20] [--rewards clip]
+        [--methods raw best_of_n dno] [--json]
 
-preference and clip; the methods raw, best_of_n, lgd, reno and dno with its warm start get the same
-number of denoiser forwards plus backwards: what dno uses in `--steps` gradient steps.
+preference and clip; every method gets the same number of denoiser forwards plus backwards: what dno
+uses in `--steps` gradient steps. Two processes may do one reward each, and a third prints the
+table: finished runs are found in `--out`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from grid import Row, against, arguments, grid, report, summary
+from grid import Row, against, arguments, grid, mean, report, summary
 
 import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
@@ -28,12 +30,12 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "lgd": {"method": "lgd", "budget": f"forwards={calls // 2}"},
         "reno": {"method": "reno", "budget": f"steps={steps}"},
         "dno": {"method": "dno", "budget": f"steps={steps}"},
-        "dno, warm start": {
+        "dno_warm": {
             "method": "dno",
             "warm_start": 8,
             "budget": f"steps={steps - 4 + 1}",  # the eight pictures are one round
         },
-        "dno, thinned": {
+        "dno_thinned": {
             "method": "dno",
             "population": 4,
             "halve_every": 1,
@@ -46,6 +48,7 @@ def main() -> None:
     parser = arguments(__doc__, prompts=20, seeds=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--rewards", nargs="+", default=list(PAIRS), choices=PAIRS)
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     one = options.prompts * 3 // 4
@@ -55,7 +58,8 @@ def main() -> None:
     ]
     forwards = 2 * model.defaults.num_inference_steps
     table: dict[str, Any] = {}
-    for reward, held_out in PAIRS.items():
+    for reward in options.rewards:
+        held_out = PAIRS[reward]
         rows: dict[str, list[Row]] = {}
         for name, settings in arms(options.steps, forwards).items():
             if options.methods and name not in options.methods:
@@ -71,6 +75,7 @@ def main() -> None:
             )
         for name, found in rows.items():
             row = summary(found, [reward, *held_out])
+            row["raised"] = mean(found, lambda r, key=reward: r.scores[key] > r.baseline[key])
             if "best_of_n" in rows:
                 score = against(found, rows["best_of_n"], lambda r, key=reward: r.scores[key])
                 row["wins against best_of_n"] = score
@@ -80,7 +85,7 @@ def main() -> None:
             (name for name in table if name.startswith(f"{reward}:")),
             key=lambda name: table[name][reward].value,
         )
-        for reward in PAIRS
+        for reward in options.rewards
     }
     report(options, table, f"Highest mean reward: {', '.join(leads.values())}.")
 

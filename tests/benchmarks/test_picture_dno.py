@@ -1,0 +1,62 @@
+"""The picture benchmarks of DNO run from end to end, on a fake model and a few pictures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiller.testing.fake_pipeline import save_fake_pipeline
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "dno"
+SMALL = {
+    "ood": ["--prompts", "2", "--steps", "2"],
+    "ode_sde": ["--prompts", "1", "--steps", "2"],
+    "rewards": ["--prompts", "1", "--steps", "6", "--rewards", "preference"],
+    "black_box": ["--prompts", "1", "--seconds", "0.3"],
+    "ablation": ["--prompts", "1", "--steps", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_fake_pipeline(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", SMALL)
+def test_the_script_prints_one_object(
+    name: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = ["--model", str(model), "--seeds", "1", "--json"]
+    folders = ["--out", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
+    monkeypatch.setattr(sys, "argv", [name, *SMALL[name], *common, *folders])
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    found = json.loads(capsys.readouterr().out)
+    assert found["about"]["claim"]
+    assert found["table"]
+    for row in found["table"].values():
+        for cell in row.values():
+            assert cell["low"] <= cell["value"] <= cell["high"]
+
+
+def test_the_cost_script_runs_on_a_fake_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--tiny", "--dtypes", "fp32", "--steps", "3", "--budgets", "15", "--repeat", "1"]
+    monkeypatch.setattr(sys, "argv", ["cost", *options, "--json"])
+    runpy.run_path(str(SCRIPTS / "cost.py"), run_name="__main__")
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    cases = [row["case"] for row in rows]
+    assert cases[:2] == ["plain picture", "gradient step, all recomputed"]
+    assert "gradient step within 15 GB" in cases
+    assert all(row["seconds"] > 0 for row in rows)
