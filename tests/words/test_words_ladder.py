@@ -149,11 +149,12 @@ def test_nothing_crude_predicative_roman_or_named_comes() -> None:
         for prompt in ("a cat", "a woman", "a man", "three cats", "a boy", "a black")
     }
     assert "pussy" not in every["a cat"]
-    assert not {"broad", "whore", "spinster", "widow woman"} & every["a woman"].keys()
+    assert not {"broad", "whore", "spinster", "lady of pleasure"} & every["a woman"].keys()
     assert "iii" not in every["three cats"]
     attributive = candidates("a sleeping cat", "sleeping", "synonyms", 99)
     assert "asleep" not in attributive
     assert not any(text[:1].isupper() for text in candidates("a river", "river", "synonyms", 99))
+    assert not any(text[:1].isupper() for text in candidates("a person", "person", "synonyms", 999))
 
 
 def test_comparatives_are_no_candidates() -> None:

@@ -42,13 +42,13 @@ _CRUDE_GLOSS = re.compile(
 _CRUDE_USAGE = {"ethnic slur", "disparagement", "obscenity"}
 _CRUDE_KINDS = {"sexual activity", "genitalia", "fecal matter", "sexual pleasure"}
 _COMMON = 7  # tags of the other senses that make a spelling common
-# Said of people in 2006's WordNet without a mark.
+# Said of people, or done to them, in 2006's WordNet without a mark.
 _DATED = word_set(
     "negro negress negroid mulatto mulatta octoroon quadroon half-blood squaw eskimo gypsy gipsy "
     "pygmy pigmy cripple retard imbecile moron cretin idiot mongoloid midget freak lunatic "
     "nutcase spastic invalid hunchback whore harlot slut strumpet trollop hussy hooker prostitute "
     "bawd cocotte nymphet floozy floozie slattern bitch tranny transvestite homo lesbo "
-    "nympho virgin spinster hag crone"
+    "nympho virgin spinster hag crone queer rape incest brothel pimp molester pedophile"
 )
 _TAXON = "taxonomic group"
 _SCIENTIFIC = re.compile(r"[A-Z][a-z]+(?: [a-z-]+)+")
@@ -195,7 +195,8 @@ class Builder:
         word = self.synsets[key].words[index]
         count = self.database.count(word.text.lower(), key)
         worth = math.sqrt(min(1.0, self._worth(key, word.text.lower())))
-        crude = word.text in self.marked or word.text.lower() in _DATED or key in self.bawdy
+        dated = {word.text.lower()} | {self.synsets[key].words[0].text.lower()}
+        crude = word.text in self.marked or key in self.bawdy or not dated.isdisjoint(_DATED)
         return (
             f"{word.text}*{base36(round(35 * worth))}"
             + (str(count) if count else "")

@@ -144,9 +144,11 @@ def _inflected(found: _Found, tag: str) -> str | None:
 
 
 def _fits(found: _Found, unit: Unit, sense: Sense) -> bool:
-    """Whether the candidate can be said, here, of a thing and not of a name."""
+    """Whether the candidate can be said here: no slur, no name for a thing, no people as kinds."""
     word = found.word
     if word.crude or (found.synset.named and not sense.synset.named):
+        return False
+    if found.synset.topic == "noun.person" and not found.synset.named and word.text[0].isupper():
         return False
     if found.synset.pos == "a" and word.place not in ("", "a" if unit.attributive else "p"):
         return False

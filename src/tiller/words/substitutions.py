@@ -28,7 +28,7 @@ Suggestions = Mapping[str, Sequence[str]]  # a word of the prompt or its lemma -
 _LLM = 0.5  # a model that read the prompt: below direct relations, above the looser ones
 _LLM_NEXT = 0.9  # of each suggestion against the one before
 _LIBRARY = 0.0  # its entries are not about the prompt, and in no order
-_USER = math.inf
+_USER = 10.0  # above every rung
 
 
 @dataclass(frozen=True, slots=True)
