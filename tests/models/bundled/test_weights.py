@@ -60,8 +60,8 @@ def test_the_pipeline_draws_and_the_judge_recognises_it(pipeline: Any) -> None:
     images = sample(pipeline, texts)
     assert images.shape == (12, 3, 64, 64)
     verdicts = loaders.load_judge().verdict(images)
-    backgrounds = [v.background_right(spec) for v, (_, spec) in zip(verdicts, asked, strict=True)]
-    assert np.mean(backgrounds) >= 0.75
+    faithful = [v.faithful(spec) for v, (_, spec) in zip(verdicts, asked, strict=True)]
+    assert np.mean(faithful) >= 0.75
 
 
 def test_defaults_beside_the_model_index_are_those_of_the_card() -> None:
@@ -156,16 +156,13 @@ def test_preprocessing_resizes_and_normalises() -> None:
 def test_the_card_states_the_measured_numbers_and_they_meet_their_floors() -> None:
     metrics = json.loads((WEIGHTS / "metrics.json").read_text())
     assert metrics["prompts"]["one_prompts"] + metrics["prompts"]["two_prompts"] >= 500
-    # What was measured when these weights were committed, less sampling noise. The aims are higher
-    # (subjects right: .9 of one, both of two in half the prompts): raise these with new weights.
+    # The aims of the model, all met by these weights.
     floors = {
-        ("prompts", "one_subjects_right"): 0.15,
+        ("prompts", "one_subjects_right"): 0.9,
         ("prompts", "one_colours_right"): 0.9,
         ("prompts", "one_background_right"): 0.97,
-        ("prompts", "two_colours_right"): 0.8,
-        ("judge", "subject"): 0.97,
-        ("judge", "colour"): 0.97,
-        ("judge", "all"): 0.94,
+        ("prompts", "two_faithful"): 0.5,
+        ("judge", "all"): 0.97,
         ("clip", "text_to_image"): 0.8,
         ("clip_heldout", "text_to_image"): 0.8,
     }
