@@ -27,6 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
+@pytest.mark.filterwarnings("ignore:no gradient passes")  # that is what black_box is about
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_script_prints_one_object(

@@ -204,9 +204,9 @@ def _answer(result: Result) -> dict[str, Any]:
         "image": str(result.run_dir / "images" / "best.png"),
         "scores": result.best.scores,
         "baseline_scores": result.baseline.scores,
-        "probability": result.probability,
         "cost": dataclasses.asdict(result.cost),
         "stopped": result.stopped,
+        "probability": result.probability,
     }
 
 
