@@ -61,6 +61,7 @@ def test_extend_shows_a_reward_a_solver_and_a_method_that_run(tmp_path: Path) ->
 def test_the_commands_of_a_newcomer_run_as_they_stand(name: str, tmp_path: Path) -> None:
     """Each `tiller` line, in order; the placeholder of a run's folder is the newest run."""
     ran = 0
+    (tmp_path / "PROMPTS.txt").write_text("a red cat\n")
     for body in blocks(ROOT / name, ""):
         for line in body.splitlines():
             words = shlex.split(line, comments=True)
