@@ -40,6 +40,7 @@ RATES = (0.003, PAPER, 0.03, 0.1, 0.3, 1.0)
 ETAS = {"ODE": 0.0, "SDE": 1.0}
 COLOURS = {"ODE": ORANGE, "SDE": BLUE}
 OFF = 0.05  # a sample farther than this from the ring counts as off it
+MOST_OFF = 0.2  # the reward grows without bound far off the ring: such rates are no comparison
 
 
 def gap(first: Tensor, second: Tensor) -> Mean:
@@ -70,15 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for rate in RATES
         }
-    best = {
-        name: max(RATES, key=lambda rate: float(area(by_rate[rate]).mean()))
-        for name, by_rate in runs.items()
-    }
-    marks = sorted({min(k, chosen.steps) for k in (10, 50, 100)})
-    at_paper = {k: gap(runs["SDE"][PAPER].reward[k], runs["ODE"][PAPER].reward[k]) for k in marks}
-    top = {name: runs[name][best[name]] for name in ETAS}
-    at_best = {k: gap(top["SDE"].reward[k], top["ODE"].reward[k]) for k in marks}
-    over_all = gap(area(top["SDE"]), area(top["ODE"]))
     off = {
         name: {
             rate: mean((off_ring(run.points[chosen.steps]) > OFF).float())
@@ -86,6 +78,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         for name, r in runs.items()
     }
+
+    def fastest(name: str) -> float:
+        """The rate with the highest rewards of those that leave most samples on the ring."""
+        fair = [rate for rate in RATES if off[name][rate].mean <= MOST_OFF] or [PAPER]
+        return max(fair, key=lambda rate: float(area(runs[name][rate]).mean()))
+
+    best = {name: fastest(name) for name in ETAS}
+    marks = sorted({min(k, chosen.steps) for k in (10, 50, 100)})
+    at_paper = {k: gap(runs["SDE"][PAPER].reward[k], runs["ODE"][PAPER].reward[k]) for k in marks}
+    top = {name: runs[name][best[name]] for name in ETAS}
+    at_best = {k: gap(top["SDE"].reward[k], top["ODE"].reward[k]) for k in marks}
+    over_all = gap(area(top["SDE"]), area(top["ODE"]))
     claims = [
         Claim(
             "figure 3, left",
@@ -97,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Claim(
             "figure 3, left, ours",
             "the SDE is faster too when each sampler has its best lr",
-            f"best lr by the mean over all steps: ODE {best['ODE']:g}, SDE {best['SDE']:g}; SDE "
+            f"best lr by the mean over all steps, of those that leave at most {MOST_OFF:.0%} off "
+            f"the ring: ODE {best['ODE']:g}, SDE {best['SDE']:g}; SDE "
             f"less ODE: {over_all} over all steps, "
             + ", ".join(f"{value} after {k}" for k, value in at_best.items())
             + f"; off the ring at the end: ODE {off['ODE'][best['ODE']]}, "
