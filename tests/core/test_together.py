@@ -44,7 +44,10 @@ def searches(kind: type[FakeQuadratic], solver: Solver, steps: int = 5) -> list[
     return [Search(phases, Budget(steps=steps + seed), seed) for seed in range(3)]
 
 
-@pytest.mark.parametrize("solver", [Gradient(lr=0.1, population=2), BestOfN(batch=3)], ids=str)
+SOLVERS = {"gradient": Gradient(lr=0.1, population=2), "best_of_n": BestOfN(batch=3)}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 def test_side_by_side_equals_alone(solver: Solver) -> None:
     together: dict[int, list] = {0: [], 1: [], 2: []}
     for i, step in search_together(searches(Shared, solver)):
