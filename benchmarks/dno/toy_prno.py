@@ -24,7 +24,6 @@ from toy_problem import (
     GREEN,
     INK,
     ORANGE,
-    VIOLET,
     Claim,
     Mean,
     Points,
@@ -80,10 +79,9 @@ class OwnOrder(Regulariser):
 ARMS: dict[str, tuple[Regulariser, ...]] = {
     "none": (),
     "PRNO": (Prno(),),
-    "PRNO, gamma 10": (Prno(weight=10.0),),
     "PRNO and own order": (Prno(), OwnOrder()),
 }
-COLOURS = {"none": ORANGE, "PRNO": BLUE, "PRNO, gamma 10": VIOLET, "PRNO and own order": GREEN}
+COLOURS = {"none": ORANGE, "PRNO": BLUE, "PRNO and own order": GREEN}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"than before), and the penalty, {mean(seen['PRNO'][0])} before, is "
             f"{at_end(seen)['PRNO']} ({unseen} more); the mean noise is {at_end(early)['PRNO']} in "
             f"the first half of the steps and {at_end(late)['PRNO']} in the second; in z's own "
-            f"order the penalty is {mean(own['PRNO'][0])} before and {at_end(own)['PRNO']} after; "
-            f"with gamma 10 {at_end(off)['PRNO, gamma 10']} are off the ring",
+            f"order the penalty is {mean(own['PRNO'][0])} before and {at_end(own)['PRNO']} after",
             unseen.low > 0,
         ),
         Claim(
