@@ -29,7 +29,7 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
 }
 
 
-NO_SPACES = {"probability"}  # measures over a space's points
+NO_SPACES = {"probability", "norm"}  # measures over a space's points
 
 
 def test_no_space_is_forgotten() -> None:
