@@ -75,7 +75,9 @@ def main() -> None:
             )
         for name, found in rows.items():
             row = summary(found, [reward, *held_out])
-            row["raised"] = mean(found, lambda r, key=reward: r.scores[key] > r.baseline[key])
+            row["raised"] = mean(
+                found, lambda r, key=reward: r.scores[key] > r.baseline[key] + 1e-4
+            )
             if "best_of_n" in rows:
                 score = against(found, rows["best_of_n"], lambda r, key=reward: r.scores[key])
                 row["wins against best_of_n"] = score
