@@ -298,7 +298,7 @@ class _Calls:
                 lambda: context.run(count, recomputes=amount),
             )
         if out.requires_grad:
-            out.register_hook(  # type: ignore[no-untyped-call]
+            out.register_hook(  # type: ignore[no-untyped-call]  # of torch
                 lambda grad: context.run(count, backwards=amount)
             )
         return out

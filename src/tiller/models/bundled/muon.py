@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
         settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
         super().__init__(params, settings)
 
+    # torch overloads its own step by whether a closure is given
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""

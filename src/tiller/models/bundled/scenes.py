@@ -155,6 +155,7 @@ def scene(index: int, seed: int = 0, split: Split = "train", grid: int = 1) -> S
     image, boxes = compose(spec, rng, grid)
     hidden = rng.random() < NO_BACKGROUND
     text = caption(Spec(spec.subjects, None) if hidden else spec, rng)
+    # four numbers a box: `compose` says tuples of any length
     return Scene(image, spec, text, boxes)  # type: ignore[arg-type]
 
 

@@ -78,7 +78,7 @@ def fit(name: str, model: nn.Module, loss: Loss, plan: Plan, work: Path) -> nn.M
         with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
             terms = loss(model, step, generator(plan.seed, step))
         optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        terms["loss"].backward()  # type: ignore[no-untyped-call]  # of torch
         norm = nn.utils.clip_grad_norm_(params, plan.clip)
         if not torch.isfinite(norm):
             raise TillerError(
@@ -152,7 +152,7 @@ def _restore(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]
 ) -> int:
     with safe_open(str(path), framework="pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no dict
         step = int(json.loads(file.metadata()["tiller"])["step"])
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     for i, value in enumerate(average):
