@@ -20,7 +20,7 @@ SOURCE = Path(tiller.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "models": {"core"},
-    "spaces": {"core", "models.base", "models.inputs"},
+    "spaces": {"core", "models.base", "models.inputs", "models.pieces"},
     "rewards": {"core", "models.base", "models.bundled"},
     "solvers": {"core"},
     "methods": {"core", "models", "spaces", "rewards", "solvers"},
@@ -45,6 +45,7 @@ TOP = {
     "doctor",
     "driver",
     "guard",
+    "learning",
     "listing",
     "session",
     "terminal",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from tiller.core.rng import Draw
 from tiller.core.search import Phase, Search, Step, search_together
 from tiller.core.state import pack
 from tiller.guard import Guard
+from tiller.learning import interruptible, now
 from tiller.methods._pictures import Pictures
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
@@ -135,7 +133,7 @@ def drive(
         except TillerError as error:
             for _, store in runs:
                 with suppress(RunError):  # the disk may be what failed
-                    store.append({"kind": "error", "text": str(error), "time": _now()})
+                    store.append({"kind": "error", "text": str(error), "time": now()})
                 error.add_note(f"run: {store.path}")
             raise
 
@@ -202,7 +200,7 @@ class _Driver:
             "cost": dataclasses.asdict(step.cost),
             "image": f"images/best-{step.index:04d}.png" if self.fresh else None,
             "stopped": step.stopped,
-            "time": _now(),
+            "time": now(),
         }
         self.store.checkpoint(pack(step.state), entry)
         return Progress(
@@ -224,7 +222,7 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
         warnings.warn(text, TillerNotice, stacklevel=5)
         store.append({"kind": "notice", "text": text})
     entries = store.entries()
-    store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": _now()})
+    store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": now()})
     drawn = [entry for entry in entries if entry["kind"] == "baseline"]
     before = drawn[0]["scores"] if drawn else _draw_baseline(run, store)
     steps = [entry for entry in entries if entry["kind"] == "step"]
@@ -281,27 +279,3 @@ def picture_of(store: RunStore, name: str) -> Picture:
     """A picture of the run with the scores that its file carries."""
     image, about = store.load_image(name)
     return Picture(image, about["scores"])
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C end a run after the step under way; a second Ctrl-C ends it at once."""
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-
-    def press(number: int, frame: object) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

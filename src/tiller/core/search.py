@@ -212,7 +212,7 @@ def _start(search: Search) -> tuple[SearchState, Problem]:
     if not search.phases:
         raise InvalidInput("a search needs at least one phase, got none")
     if search.resume is not None:
-        return _resumed(search.phases, search.resume)
+        return standing(search.phases, search.resume)
     nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
     return _begin(search.phases, nothing, None)
 
@@ -237,7 +237,7 @@ def _rounds(
                 phase=searches[i].phases[state.phase].name,
                 z=state.last,
                 evaluation=evaluation,
-                best=_best_so_far(state),
+                best=best_so_far(state),
                 cost=state.cost,
                 stopped=_stopped(searches[i], state, problem),
                 state=state,
@@ -264,7 +264,7 @@ def _in_phase(search: Search, state: SearchState, problem: Problem) -> tuple[Sea
     over = _phase_over(search.phases, search.budget, state, problem)
     if over and state.phase + 1 < len(search.phases):
         assert state.last is not None
-        return _begin(search.phases, state, Handover(_best_so_far(state), state.last))
+        return _begin(search.phases, state, Handover(best_so_far(state), state.last))
     return state, problem
 
 
@@ -342,8 +342,8 @@ def _images_left(phases: Sequence[Phase], budget: Budget, state: SearchState) ->
     return left
 
 
-def _best_so_far(state: SearchState) -> Best:
-    """The better of this phase's best and what it started from."""
+def best_so_far(state: SearchState) -> Best:
+    """The better of this phase's best and what it started from; a round must be done."""
     before = state.previous.best if state.previous is not None else None
     found = [best for best in (before, state.best) if best is not None]
     return max(found, key=lambda best: best.score)
@@ -378,10 +378,14 @@ def _stream(seed: int, phase: int, position: int) -> Stream:
     return Stream(seed, "candidates" if phase == 0 else f"candidates of phase {phase}", position)
 
 
-def _resumed(
+def standing(
     phases: Sequence[Phase], resume: Step | SearchState | Packed
 ) -> tuple[SearchState, Problem]:
-    """The state to continue from, and its phase's problem."""
+    """Where a saved search stands: the state to continue from, and its phase's problem.
+
+    Raises:
+        RunError: `resume` does not belong to these phases.
+    """
     saved = resume.state if isinstance(resume, Step) else resume
     state: SearchState = saved if isinstance(saved, SearchState) else unpack(SearchState, saved)
     if not 0 <= state.phase < len(phases):
