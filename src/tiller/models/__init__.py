@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tiller.models.checkpointing import Plan as Plan
     from tiller.models.gradient import Gradient as Gradient
     from tiller.models.loader import load_model as load_model
+    from tiller.models.pieces import Choice as Choice
+    from tiller.models.pieces import Piece as Piece
+    from tiller.models.pieces import Text as Text
+    from tiller.models.pieces import Tokens as Tokens
     from tiller.models.trajectory import Hook as Hook
     from tiller.models.trajectory import Trajectory as Trajectory
 
@@ -22,6 +26,10 @@ _HOME = {
     "Plan": "checkpointing",
     "Gradient": "gradient",
     "load_model": "loader",
+    "Choice": "pieces",
+    "Piece": "pieces",
+    "Text": "pieces",
+    "Tokens": "pieces",
     "Hook": "trajectory",
     "Trajectory": "trajectory",
 }

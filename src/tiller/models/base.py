@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.models.pieces import Text
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,53 @@ class FrozenModel(ABC):
             pooled_prompt_embeds: [m, P], where the model takes one.
             time_ids: [m, 6], where the model takes them.
         """
+
+    def encode_pieces(
+        self, prompts: Sequence[Text], negative_prompts: Sequence[Text] | None = None
+    ) -> Conditioning:
+        """The conditioning of n texts made of pieces, with gradients to weights and vectors.
+
+        All of them go through the text encoder as one batch. A text of fixed pieces alone is
+        encoded as `encode` encodes them joined by spaces.
+
+        Args:
+            prompts: n texts, lists of words, `Choice` and `Tokens`.
+            negative_prompts: n texts, or one for all; by default empty.
+
+        Raises:
+            InvalidInput: the model takes no pieces, or a piece is not for it.
+
+        Example:
+            >>> import tiller, torch
+            >>> from tiller.models import Choice
+            >>> model = tiller.load_model("emoji")
+            >>> logits = torch.zeros(2, requires_grad=True)
+            >>> colour = Choice(("red", "green"), logits.softmax(0))
+            >>> states = model.encode_pieces([["a", colour, "cat"]]).prompt_embeds
+            >>> states.square().mean().backward()
+            >>> bool(logits.grad.abs().sum() > 0)
+            True
+        """
+        raise InvalidInput(
+            f"the model {self.name!r} takes no pieces, got {len(prompts)} texts made of them; "
+            "expected a model with a CLIP text encoder, e.g. Stable Diffusion"
+        )
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens of each text the encoder reads, its ends included, after truncation."""
+        raise InvalidInput(f"the model {self.name!r} reads no tokens; use one with a text encoder")
+
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizer of each text encoder."""
+        raise InvalidInput(f"the model {self.name!r} has no tokenizer; use one with a text encoder")
+
+    @property
+    def token_embeddings(self) -> tuple[Tensor, ...]:
+        """[V, D_e] the frozen input embeddings of each text encoder's vocabulary."""
+        raise InvalidInput(
+            f"the model {self.name!r} has no token embeddings; use one with a text encoder"
+        )
 
     def fingerprint(self) -> str:
         """A short text that changes when the weights or their precision do."""

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.pieces import Text, Tokens, checked, plain, readable
 from tiller.models.schedulers import name_of, named
+from tiller.models.text_encoder import TextEncoder, Weights
 
 SUPPORTED = ("StableDiffusionPipeline",)
 """Classes of diffusers pipelines that can be steered."""
@@ -61,7 +63,6 @@ class StableDiffusion(FrozenModel):
         self.name = name
         self.source = source
         self.options = dict(options or {})
-        self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder
         self.unet = pipeline.unet
         self.vae = pipeline.vae
@@ -89,6 +90,11 @@ class StableDiffusion(FrozenModel):
             self.defaults.height // self.latent_scale,
             self.defaults.width // self.latent_scale,
         )
+        self._reader = TextEncoder(
+            pipeline.tokenizer,
+            pipeline.text_encoder,
+            lambda text: pipeline.maybe_convert_prompt(text, pipeline.tokenizer),
+        )
         self._encodings: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(
@@ -111,16 +117,42 @@ class StableDiffusion(FrozenModel):
         negative = _texts(
             [""] if negative_prompts is None else negative_prompts, "negative_prompts"
         )
-        if len(negative) not in (1, len(positive)):
-            raise InvalidInput(
-                f"expected 1 or {len(positive)} negative_prompts, one a prompt; got {len(negative)}"
-            )
+        _check_number(len(negative), len(positive))
         unconditional = [self._encoding(text) for text in negative]
         if len(unconditional) < len(positive):
             unconditional *= len(positive)
         return Conditioning(
             torch.stack([self._encoding(text) for text in positive]), torch.stack(unconditional)
         )
+
+    def encode_pieces(
+        self, prompts: Sequence[Text], negative_prompts: Sequence[Text] | None = None
+    ) -> Conditioning:
+        """The text encoder's states [n, L, D] of texts made of pieces; see `FrozenModel`."""
+        positive = checked(prompts, "prompts")
+        negative = checked(
+            [[]] if negative_prompts is None else negative_prompts, "negative_prompts"
+        )
+        _check_number(len(negative), len(positive))
+        states = self._mixed([*positive, *negative])
+        unconditional = states[len(positive) :]
+        if len(unconditional) < len(positive):
+            unconditional *= len(positive)
+        return Conditioning(torch.stack(states[: len(positive)]), torch.stack(unconditional))
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens of each text are read, both ends included, after truncation."""
+        return self._reader.lengths(_texts(prompts, "prompts"))
+
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The tokenizer."""
+        return (self._reader.tokenizer,)
+
+    @property
+    def token_embeddings(self) -> tuple[Tensor, ...]:
+        """[V, D] the text encoder's frozen input embeddings."""
+        return (self._reader.table,)
 
     def denoise(
         self,
@@ -160,33 +192,36 @@ class StableDiffusion(FrozenModel):
     def _encoding(self, text: str) -> Tensor:
         """The states [L, D] of one text, from the cache where it was seen before."""
         if text not in self._encodings:
-            self._encodings[text] = self._encode(text)
+            with torch.no_grad():
+                self._encodings[text] = self._states([[text]])[0]
             if len(self._encodings) > CACHED_PROMPTS:
                 self._encodings.popitem(last=False)
         self._encodings.move_to_end(text)
         return self._encodings[text]
 
-    @torch.no_grad()
-    def _encode(self, text: str) -> Tensor:
-        text = self.pipeline.maybe_convert_prompt(text, self.tokenizer)
-        limit = int(self.tokenizer.model_max_length)
-        whole = self.tokenizer(text, truncation=False, verbose=False).input_ids
-        if len(whole) > limit:
-            dropped = self.tokenizer.decode(whole[limit - 1 : -1]).strip()
-            warnings.warn(
-                f"the prompt has {len(whole) - 2} tokens and {self.name} reads {limit - 2}; "
-                f"these words are dropped: {dropped}",
-                UserWarning,
-                stacklevel=4,
-            )
-        batch = self.tokenizer(
-            text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = batch.attention_mask.to(self.device)
-        states: Tensor = self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask)[0]
-        return states[0].to(self.dtype)
+    def _mixed(self, texts: Sequence[Text]) -> list[Tensor]:
+        """The states [L, D] of each text: fixed ones from the cache, the others as one batch."""
+        fixed = [plain(text) for text in texts]
+        rest = [text for text, whole in zip(texts, fixed, strict=True) if whole is None]
+        states = iter(self._states(rest) if rest else ())
+        return [next(states) if whole is None else self._encoding(whole) for whole in fixed]
+
+    def _states(self, texts: Sequence[Text]) -> Tensor:
+        """The text encoder's states [n, L, D]."""
+        for text in texts:
+            for piece in text:
+                if isinstance(piece, Tokens) and len(piece.vectors) != 1:
+                    raise InvalidInput(
+                        f"expected Tokens with vectors for 1 text encoder, got {len(piece.vectors)}"
+                    )
+        weights = Weights(texts, self.device)
+        rows = self._reader.read(texts, weights)
+        for message in dict.fromkeys(self._reader.warnings(rows, self.name)):
+            warnings.warn(message, UserWarning, stacklevel=5)
+        states: Tensor = self._reader(rows, weights)[0].to(self.dtype)
+        if weights.flat.requires_grad:  # where no stretch is left its gradient is zero, not None
+            states = states + 0 * weights.flat.sum().to(states.dtype)
+        return states
 
 
 def _refuse_unsupported(pipeline: Any) -> None:
@@ -210,6 +245,13 @@ def _refuse_unsupported(pipeline: Any) -> None:
         )
 
 
+def _check_number(negative: int, positive: int) -> None:
+    if negative not in (1, positive):
+        raise InvalidInput(
+            f"expected 1 or {positive} negative_prompts, one a prompt; got {negative}"
+        )
+
+
 def _texts(texts: Sequence[str], what: str) -> list[str]:
     """The texts as a list, with half surrogates, which no tokenizer takes, replaced."""
     if isinstance(texts, str):
@@ -219,4 +261,4 @@ def _texts(texts: Sequence[str], what: str) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise InvalidInput(f"{what} must be texts, got {text!r} of type {type(text).__name__}")
-    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    return [readable(text) for text in texts]

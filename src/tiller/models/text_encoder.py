@@ -1,0 +1,246 @@
+"""A CLIP text encoder with its tokenizer: texts made of pieces in, the encoder's output out.
+
+The encoder is transformers' own and takes token ids alone, so vectors that are no token's enter by
+a forward hook on its input embedding, and pass through positions, causal mask and all layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+from tiller.models.pieces import Choice, Text, readable
+
+CACHED_WORDS = 1 << 16  # tokenized pieces that are kept
+
+SUM_TOLERANCE = 1e-3  # of the weights of one Choice
+
+
+class Weights:
+    """The weights of all undecided stretches of some texts, laid end to end.
+
+    Attributes:
+        flat: [W] of all weights, with their graph; float32 at least.
+
+    Raises:
+        InvalidInput: weights below 0, or whose sum is not 1.
+    """
+
+    def __init__(self, texts: Iterable[Text], device: torch.device) -> None:
+        choices = {id(p.weights): p for text in texts for p in text if isinstance(p, Choice)}
+        parts = [choice.weights.to(device) for choice in choices.values()]
+        flat = torch.cat(parts) if parts else torch.zeros(0, device=device)
+        self.flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        self._values: list[float] = self.flat.detach().tolist()
+        self._start: dict[int, int] = {}
+        start = 0
+        for key, choice in choices.items():
+            self._start[key] = start
+            own = self._values[start : start + len(choice.options)]
+            if not all(value >= 0 for value in own) or abs(sum(own) - 1) > SUM_TOLERANCE:
+                raise InvalidInput(
+                    f"the weights of {choice.options!r} must be at least 0 with sum 1, got {own}; "
+                    "use a softmax of them"
+                )
+            start += len(own)
+
+    def start(self, choice: Choice) -> int:
+        """Where the weights of this stretch start in `flat`."""
+        return self._start[id(choice.weights)]
+
+    def heaviest(self, choice: Choice) -> int:
+        """The index of the option with the largest weight, the first of equals."""
+        start = self.start(choice)
+        own = self._values[start : start + len(choice.options)]
+        return own.index(max(own))
+
+
+@dataclass
+class Row:
+    """One text as token ids, without its ends, and what takes the place of some of them."""
+
+    ids: list[int] = field(default_factory=list)
+    mixed: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """position -> (index into the weights, token id) of each option that counts there."""
+    given: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    """position -> (vectors, row of them)."""
+
+
+class TextEncoder:
+    """A tokenizer and its CLIP text encoder, which reads texts made of pieces.
+
+    Args:
+        tokenizer: a CLIP tokenizer; texts are cut at its `model_max_length`.
+        encoder: a `CLIPTextModel` or `CLIPTextModelWithProjection` with frozen weights.
+        convert: what the pipeline does to a text first (multi-vector tokens that it has loaded).
+        index: which of a text's `Tokens.vectors` are this encoder's.
+    """
+
+    def __init__(
+        self, tokenizer: Any, encoder: Any, convert: Callable[[str], str], index: int = 0
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.index = index
+        self._convert = convert
+        self._words: dict[str, list[int]] = {}
+
+    @property
+    def limit(self) -> int:
+        """How many tokens it reads, both ends included."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def table(self) -> Tensor:
+        """[V, D] the embedding of each token of the vocabulary, frozen."""
+        weight: Tensor = self.encoder.get_input_embeddings().weight
+        return weight.detach()
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens of each text are read, both ends included."""
+        words = self._tokenized([readable(text) for text in texts])
+        return [min(len(ids) + 2, self.limit) for ids in words]
+
+    def read(self, texts: Sequence[Text], weights: Weights) -> list[Row]:
+        """The texts as token ids, however long they are."""
+        words: dict[str, None] = {}
+        for text in texts:
+            for piece in text:
+                if isinstance(piece, str):
+                    words[piece] = None
+                elif isinstance(piece, Choice):
+                    words.update(dict.fromkeys(map(readable, piece.options)))
+        read = dict(zip(words, self._tokenized(list(words)), strict=True))
+        return [self._row(text, weights, read) for text in texts]
+
+    def warnings(self, rows: Sequence[Row], name: str) -> list[str]:
+        """For each row that is too long, how long it is and which of its words are dropped."""
+        found = []
+        body = self.limit - 2
+        for row in rows:
+            if len(row.ids) > body:
+                rest = [row.ids[p] for p in range(body, len(row.ids)) if p not in row.given]
+                found.append(
+                    f"the prompt has {len(row.ids)} tokens and {name} reads {body}; these words "
+                    f"are dropped: {self.tokenizer.decode(rest).strip()}"
+                )
+        return found
+
+    def __call__(self, rows: Sequence[Row], weights: Weights, **options: Any) -> Any:
+        """The encoder's output for n rows, as one batch; `options` go to its `forward`."""
+        body = self.limit - 2
+        lengths = [min(len(row.ids), body) for row in rows]
+        tokenizer = self.tokenizer
+        first, last, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        ids = torch.tensor(
+            [
+                [first, *row.ids[:n], last, *[pad] * (body - n)]
+                for row, n in zip(rows, lengths, strict=True)
+            ],
+            device=self.encoder.device,
+        )
+        mask = None
+        if getattr(self.encoder.config, "use_attention_mask", False):
+            reach = torch.tensor(lengths, device=ids.device) + 2
+            mask = (torch.arange(self.limit, device=ids.device) < reach[:, None]).long()
+        with self._replaced(rows, weights):
+            return self.encoder(ids, attention_mask=mask, **options)
+
+    @contextlib.contextmanager
+    def _replaced(self, rows: Sequence[Row], weights: Weights) -> Iterator[None]:
+        """The input embedding's output, while this lasts, with the rows' own vectors in place."""
+        body = self.limit - 2
+        mixed = [(r, p) for r, row in enumerate(rows) for p in row.mixed if p < body]
+        given = [(r, p) for r, row in enumerate(rows) for p in row.given if p < body]
+        parts = []
+        if mixed:
+            parts.append(self._mixtures([rows[r].mixed[p] for r, p in mixed], weights))
+        if given:
+            parts.append(self._vectors([rows[r].given[p] for r, p in given]))
+        if not parts:
+            yield
+            return
+        vectors = torch.cat([part.to(self.table.dtype) for part in parts])
+        at = torch.tensor(mixed + given, device=vectors.device)
+        where = (at[:, 0], at[:, 1] + 1)  # after the first token
+
+        def replace(module: Any, args: Any, output: Tensor) -> Tensor:
+            return output.index_put(where, vectors)
+
+        handle = self.encoder.get_input_embeddings().register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _mixtures(self, positions: list[list[tuple[int, int]]], weights: Weights) -> Tensor:
+        """[S, D] the weighted mean of token embeddings at each position, equation of `Choice`."""
+        entries = [(s, w, token) for s, mix in enumerate(positions) for w, token in mix]
+        at, which, token = torch.tensor(entries, device=weights.flat.device).T
+        tokens, column = torch.unique(token, return_inverse=True)
+        table = self.table[tokens.to(self.table.device)]
+        dtype = torch.promote_types(table.dtype, weights.flat.dtype)
+        shares = weights.flat.new_zeros(len(positions), len(tokens))
+        shares = shares.index_put((at, column), weights.flat[which], accumulate=True)
+        shares = shares / shares.sum(1, keepdim=True)
+        # Products of 1 and 0 with finite numbers: one-hot weights give the token's own embedding.
+        mean: Tensor = shares.to(dtype) @ table.to(dtype)
+        return mean
+
+    def _vectors(self, positions: list[tuple[Tensor, int]]) -> Tensor:
+        """[S, D] of the learned tokens at each position."""
+        tensors = {id(tensor): tensor for tensor, _ in positions}
+        start, starts = 0, {}
+        for key, tensor in tensors.items():
+            if tensor.shape[1] != self.table.shape[1]:
+                raise InvalidInput(
+                    f"expected learned vectors of width {self.table.shape[1]} for text encoder "
+                    f"{self.index + 1}, got {tensor.shape[1]}: made for another model"
+                )
+            starts[key] = start
+            start += len(tensor)
+        device = self.table.device
+        flat = torch.cat([tensor.to(device) for tensor in tensors.values()])
+        return flat[torch.tensor([starts[id(tensor)] + k for tensor, k in positions])]
+
+    def _row(self, text: Text, weights: Weights, read: dict[str, list[int]]) -> Row:
+        row = Row()
+        nothing = int(self.tokenizer.eos_token_id)
+        for piece in text:
+            if isinstance(piece, str):
+                row.ids += read[piece]
+            elif isinstance(piece, Choice):
+                options = [read[readable(option)] for option in piece.options]
+                start = weights.start(piece)
+                for p, own in enumerate(options[weights.heaviest(piece)]):
+                    row.mixed[len(row.ids)] = [
+                        (start + o, tokens[p] if tokens else nothing)
+                        for o, tokens in enumerate(options)
+                        if p < len(tokens) or not tokens
+                    ]
+                    row.ids.append(own)
+            else:
+                vectors = piece.vectors[self.index]
+                for k in range(len(vectors)):
+                    row.given[len(row.ids)] = (vectors, k)
+                    # Not the last token, by whose place the pooled state is found.
+                    row.ids.append(int(self.tokenizer.bos_token_id))
+        return row
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of each text, without ends; each text is read once."""
+        if len(self._words) > CACHED_WORDS:
+            self._words.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._words]
+        if new:
+            read = self.tokenizer(
+                [self._convert(text) for text in new], add_special_tokens=False, verbose=False
+            ).input_ids
+            self._words.update(zip(new, read, strict=True))
+        return [self._words[text] for text in texts]
