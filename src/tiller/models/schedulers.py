@@ -94,19 +94,22 @@ def noisy_steps(scheduler: Any, eta: float) -> tuple[int, ...]:
     """
     if eta == 0 or not isinstance(scheduler, DDIMScheduler):
         return ()
+    return tuple(
+        i for i, t in enumerate(scheduler.timesteps) if deviation(scheduler, t, eta=eta) != 0
+    )
+
+
+def deviation(scheduler: Any, t: Tensor, *, eta: float) -> float:
+    """The standard deviation of the noise that DDIM's step at timestep t adds."""
     zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
 
-    def moved(t: Tensor, noise: Tensor) -> Tensor:
-        prev: Tensor = scheduler.step(
+    def moved(noise: Tensor) -> Tensor:
+        out: Tensor = scheduler.step(
             zero, t, zero, eta=eta, variance_noise=noise, return_dict=False
         )[0]
-        return prev
+        return out
 
-    return tuple(
-        i
-        for i, t in enumerate(scheduler.timesteps)
-        if bool((moved(t, one) != moved(t, zero)).all())
-    )
+    return float(moved(one) - moved(zero))
 
 
 def step(

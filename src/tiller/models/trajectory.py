@@ -31,6 +31,7 @@ from tiller.models.gradient import Gradient, Window
 from tiller.models.guidance import Denoiser, guided
 from tiller.models.schedulers import (
     closed_form,
+    deviation,
     noise_level,
     noisy_steps,
     prepared,
@@ -191,6 +192,64 @@ class Trajectory:
         if window.stop == self.num_steps:  # a shortcut is no full generation
             count(images=len(noise))
         return latents if window.steps else latents.detach()
+
+    def over(self, model: FrozenModel) -> Trajectory:
+        """The same sampling for a copy of the model that draws with other weights."""
+        other = copy.copy(self)
+        other.model, other.plan, other._step_bytes = model, None, {}
+        return other
+
+    @property
+    def noisy_steps(self) -> tuple[int, ...]:
+        """The steps that add noise, in order: slot k of the noise is the k-th one's."""
+        return tuple(self._slot)
+
+    def transition(
+        self, index: int, latents: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, float]:
+        """A noisy step alone: mean [n, C, h, w] and standard deviation of x_{t-1} given x_t.
+
+            p(x_{t-1} | x_t) = N(mean(x_t), deviation^2 I)
+
+        Args:
+            index: one of `noisy_steps`.
+            latents: [n, C, h, w] x_t, as a hook is given them.
+            conditioning: of n candidates, or of one for all.
+
+        Raises:
+            Incompatible: the step adds no noise, so that its density is not defined.
+
+        Source: Song et al., "Denoising diffusion implicit models", equations 12 and 16.
+        """
+        if index not in self._slot:
+            raise Incompatible(
+                f"step {index + 1} of {self.num_steps} adds no noise, so x_{{t-1}} has no density; "
+                f"expected one of the steps {[i + 1 for i in self._slot]}. Use DDIM with eta > 0"
+            )
+        t, eta = self.timesteps[index], self.settings.eta
+        scheduler = copy.deepcopy(self._scheduler)
+        model_input = scheduler.scale_model_input(latents, t)
+        prediction = self._predicted(index, model_input, conditioning)
+        mean, _ = step(scheduler, prediction, t, latents, model_input, eta=eta, noise=None)
+        return mean, deviation(scheduler, t, eta=eta)
+
+    def renoised(self, index: int, x0: Tensor, noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """The estimate of x0 [n, C, h, w] after x0 was noised to step `index`, from one call.
+
+        x_t = alpha_t x0 + sigma_t noise, and the estimate is x_t's in closed form. Goes with every
+        scheduler.
+        """
+        t = self.timesteps[index]
+        alpha, sigma = noise_level(self._scheduler, t)
+        x = alpha * x0 + sigma * noise.to(x0)
+        return closed_form(self._scheduler, self._predicted(index, x, conditioning), t, x)
+
+    def _predicted(self, index: int, model_input: Tensor, conditioning: Conditioning) -> Tensor:
+        """One guided prediction [n, C, h, w], counted, with a graph where those are on."""
+        n = len(model_input)
+        denoiser = guided(self.model, conditioning.expand(n), self.settings.guidance_scale)
+        calls = _Calls(denoiser, n * denoiser.branches)
+        return calls(model_input, self._device_timesteps[index], keep=True)
 
     def room(self, conditioning: Conditioning) -> int:
         """How many candidates' gradients fit into half of the free memory, all recomputed."""
