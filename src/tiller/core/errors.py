@@ -27,6 +27,10 @@ class MissingDependency(TillerError):
     """An optional package is not installed; the message carries the install command."""
 
 
+class LLMError(TillerError):
+    """A language model's server cannot be reached, fails, or answers what cannot be used."""
+
+
 class RunError(TillerError):
     """A run folder cannot be written, read, locked or resumed."""
 
