@@ -10,6 +10,7 @@ from tiller.core.budget import Budget
 from tiller.core.discovery import discover
 from tiller.core.solver import Solver
 from tiller.core.space import Continuous, Discrete
+from tiller.solvers.bayes import Bayes
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.cma import CmaEs
 from tiller.solvers.gradient import Gradient
@@ -26,6 +27,7 @@ TUNED: dict[str, tuple[Solver[Any], float, Budget]] = {
     "random": (Random(radius=0.2, keep_norm=False), -0.01, Budget(images=400)),
     "gradient": (Gradient(lr=0.1, clip_norm=5.0), -1e-4, Budget(steps=150)),
     "cma": (CmaEs(), -1e-8, Budget(steps=100)),
+    "bayes": (Bayes(low=-3.0, high=3.0, startup=3), -0.3, Budget(steps=25)),
 }
 
 

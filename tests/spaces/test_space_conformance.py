@@ -13,6 +13,8 @@ import tiller.spaces
 from tiller.core.rng import Stream
 from tiller.core.space import Space, starting_at
 from tiller.models.base import Conditioning
+from tiller.spaces.affixes import Affixes
+from tiller.spaces.insertion import AffixedPrompt, Words
 from tiller.spaces.noise import Noise
 from tiller.spaces.product import product
 from tiller.testing.conformance import check_space
@@ -20,7 +22,25 @@ from tiller.testing.fakes import FakeBox, FakeChoices
 
 CONDITIONING = Conditioning(torch.zeros(1, 3, 5), torch.ones(1, 3, 5))
 
+WORDS = Words.of(Conditioning(torch.ones(1, 7, 4), torch.ones(1, 7, 4)), 3)
+NOISE = torch.ones(1, 2, 2, 2, 2)
+
 SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
+    "affixes": lambda: [
+        Affixes(width=8, prefix=2, suffix=3, rank=3),
+        Affixes(width=8, prefix=0, suffix=2, rank=3, rotate=False, moves="coefficients"),
+        Affixes(width=8, prefix=2, suffix=2, rank=3, form="plain"),
+        Affixes(width=8, prefix=2, suffix=4, rank=3, form="release"),
+    ],
+    "insertion": lambda: [
+        AffixedPrompt(Affixes(width=4, prefix=2, suffix=1, rank=2), WORDS, NOISE),
+        AffixedPrompt(
+            Affixes(width=4, prefix=1, suffix=1, rank=2),
+            WORDS,
+            NOISE,
+            moving=Noise((2, 2, 2, 2), CONDITIONING, trust=1.0),
+        ),
+    ],
     "noise": lambda: [Noise((1, 2, 4, 4), CONDITIONING), Noise((3, 2, 4, 4), CONDITIONING)],
     "product": lambda: [
         product(FakeBox((2,), dtype=torch.float32), Noise((2, 2, 2, 2), CONDITIONING)),
@@ -29,7 +49,7 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
 }
 
 
-NO_SPACES = {"probability", "norm"}  # measures over a space's points
+NO_SPACES = {"probability", "norm", "_rotations"}  # measures over a space's points
 
 
 def test_no_space_is_forgotten() -> None:
