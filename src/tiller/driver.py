@@ -156,6 +156,9 @@ class _Driver:
         saved = self.store.load_state()
         if saved is None:
             self.store.journal.clear()
+            for text in self.run.method.notes():
+                warnings.warn(text, TillerNotice, stacklevel=4)
+                self.store.append({"kind": "notice", "text": text})
             self.before = self.scores = _draw_baseline(self.run, self.store)
         else:
             self.before, self.scores = _continued(self.run, self.store, saved.tree["round"])
@@ -254,7 +257,7 @@ def _save_best(store: RunStore, run: Run, step: Step, scores: dict[str, float]) 
     store.save_image("best.png", step.best.y, about)
     with torch.no_grad():
         inputs: Inputs = step.problem.space.decode(step.best.z)
-    tensors = {"noise": inputs.noise[0].contiguous()}
+    tensors = {"noise": inputs.noise[0].contiguous(), **inputs.extras()}
     words = run.task.conditioning()
     for field in dataclasses.fields(words):  # embeddings go along where words do not say it all
         value, plain = getattr(inputs.conditioning, field.name), getattr(words, field.name)

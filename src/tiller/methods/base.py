@@ -80,6 +80,10 @@ class Method(ABC):
     def build(self, task: Task) -> list[Phase]:
         """The searches to run in turn, each starting from the last one's result."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What to know of a run by this method: shown as it begins, and kept in its journal."""
+        return ()
+
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """The model's own sampling with this method's overrides."""
         own = model.defaults
