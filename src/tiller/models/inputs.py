@@ -26,3 +26,7 @@ class Inputs:
     conditioning: Conditioning
     prompts: tuple[str, ...] | None = None
     negative_prompts: tuple[str, ...] | None = None
+
+    def extras(self) -> dict[str, Tensor]:
+        """What else redraws the first candidate's picture, by name; saved beside its noise."""
+        return {}
