@@ -1,0 +1,289 @@
+"""What methods that train weights share: their pictures, their training material, their phases."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+from tiller.core.objective import Objective
+from tiller.core.rng import Draw, keyed_generator
+from tiller.core.search import Handover, Phase, Problem
+from tiller.methods._weights import TARGETS, Adaptable, with_lora
+from tiller.methods.base import Method, Task
+from tiller.models.base import Conditioning, FrozenModel
+from tiller.models.checkpointing import Checkpoint, Plan, chosen, saved_bytes
+from tiller.models.guidance import guided
+from tiller.models.inputs import Inputs
+from tiller.models.trajectory import Gradient, Trajectory
+from tiller.rewards.base import Reward
+from tiller.solvers.best_of_n import BestOfN
+from tiller.spaces.lora import Adapted, Lora
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one training step draws: noise [b, slots, C, h, w], and which prompt each has [b]."""
+
+    noise: Tensor
+    prompt: Tensor
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Prompts in shuffled epochs, each with a noise of its own, `batch` a round.
+
+    Attributes:
+        prompts: p texts.
+        conditioning: p rows, their encodings.
+        batch: b.
+    """
+
+    prompts: tuple[str, ...]
+    conditioning: Conditioning
+    batch: int
+
+    def at(self, draw: Draw, trajectory: Trajectory) -> Lesson:
+        """The round's: the same for the same seed and round, whatever came before."""
+        numbers = range(draw.round * self.batch, (draw.round + 1) * self.batch)
+        noises = [
+            trajectory.sample_noise(keyed_generator(draw.seed, "training noise", number))
+            for number in numbers
+        ]
+        chosen = torch.tensor([self._prompt(draw.seed, number) for number in numbers])
+        return Lesson(torch.stack(noises), chosen)
+
+    def texts(self, prompt: Tensor) -> list[str]:
+        """The texts of prompts [b]."""
+        return [self.prompts[i] for i in prompt.tolist()]
+
+    def _prompt(self, seed: int, number: int) -> int:
+        epoch, place = divmod(number, len(self.prompts))
+        shuffle = keyed_generator(seed, "training epoch", epoch)
+        return int(torch.randperm(len(self.prompts), generator=shuffle)[place])
+
+
+class AdaptedPictures(Objective[Adapted, Tensor]):
+    """score(x) = reward(decode(sample(x)), prompt), sampled by a copy that has x's weights.
+
+    Candidates are drawn one after another, since each has other weights.
+
+    Args:
+        adaptable: the copy.
+        trajectory: the sampler of the frozen model.
+        reward: images [n, 3, H, W] in [0, 1] and prompts to scores [n].
+        prompt: what the reward compares with.
+        gradient: how the trajectory is differentiated when a gradient is asked for.
+        checkpoint: which steps keep their activations; see `Trajectory.run`.
+        lessons: what is drawn for `practice`; None for the candidate's own noise and words.
+        redraws: n of DRaFT-LV for `practice`; 0 for the trajectory's own gradient.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        adaptable: Adaptable,
+        trajectory: Trajectory,
+        reward: Reward,
+        prompt: str,
+        *,
+        gradient: Gradient | None = None,
+        checkpoint: Checkpoint = "auto",
+        lessons: Lessons | None = None,
+        redraws: int = 0,
+    ) -> None:
+        self.adaptable, self.trajectory = adaptable, trajectory
+        self.reward, self.prompt = reward, prompt
+        self.gradient, self.checkpoint = gradient or Gradient.none(), checkpoint
+        self.lessons, self.redraws = lessons, redraws
+        self.render_differentiable = self.gradient != Gradient.none()
+        self.differentiable = reward.differentiable and self.render_differentiable
+        self._step_bytes: dict[int, int] = {}
+
+    def render(self, x: Adapted, draw: Draw) -> Tensor:
+        """The run's own pictures [n, 3, H, W] in [0, 1], one for each candidate's weights."""
+        pictures = []
+        for i, weights in enumerate(x.weights):
+            words = x.conditioning.index([i])
+            latents = self.latents(weights, x.noise[i : i + 1], words, self.gradient)
+            pictures.append(self.trajectory.model.decode(latents))
+        return torch.cat(pictures)
+
+    def score(self, y: Tensor, draw: Draw) -> Tensor:
+        """The reward [n] of the pictures."""
+        return self.reward(y, [self.prompt] * len(y))
+
+    def practice(self, x: Adapted, draw: Draw) -> Tensor:
+        """Rewards [b] of the round's training pictures, drawn with the weights of x (one row).
+
+        With `redraws` n, each finished picture x0 is noised n times to the last step and denoised
+        again, [n b] in all; only these denoisings carry a gradient.
+
+        Source: Clark et al. 2023 (DRaFT), algorithm 1; the redraws are DRaFT-LV.
+        """
+        noise, words, texts = x.noise, x.conditioning, [self.prompt]
+        if self.lessons is not None:
+            lesson = self.lessons.at(draw, self.trajectory)
+            noise, words = lesson.noise, self.lessons.conditioning.index(lesson.prompt)
+            texts = self.lessons.texts(lesson.prompt)
+        weights, model = x.weights[0], self.trajectory.model
+        if not self.redraws:
+            latents = self.latents(weights, noise, words, self.gradient)
+            return self.reward(model.decode(latents), texts)
+        with torch.no_grad():
+            latents = self.latents(weights, noise, words, Gradient.none())
+        path = self.trajectory.over(self.adaptable.drawing_with(weights))
+        generator, rewards = draw.generator("redraws"), []
+        for _ in range(self.redraws):
+            fresh = torch.randn(latents.shape, generator=generator).to(latents)
+            again = path.renoised(path.num_steps - 1, latents, fresh, words)
+            rewards.append(self.reward(model.decode(again), texts))
+        return torch.cat(rewards)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """Perturbed pictures, cut to [0, 1]: what rewards are promised."""
+        return y.clamp(0, 1)
+
+    def latents(
+        self, weights: Tensor, noise: Tensor, words: Conditioning, gradient: Gradient
+    ) -> Tensor:
+        """The trajectory's end [b, C, h, w] with weights [d], for noise [b, slots, C, h, w]."""
+        steps = gradient.window(self.trajectory.num_steps).steps
+        plan = Plan(0, 0)
+        if torch.is_grad_enabled() and steps:
+            plan = chosen(
+                self.checkpoint,
+                steps,
+                measure=lambda: len(noise) * self._measured(weights, words),
+                memory_budget=None,
+                device=self.trajectory.model.device,
+            )
+        else:
+            gradient = Gradient.none()
+        path = self.trajectory.over(self.adaptable.drawing_with(weights, plan))
+        # What the plan recomputes, the model's stand-in does: it alone knows of the weights.
+        return path.run(noise, words, gradient=gradient, checkpoint="keep")
+
+    def _measured(self, weights: Tensor, words: Conditioning) -> int:
+        """Bytes that one step keeps for one picture; one unbilled forward, once."""
+        model = self.adaptable.drawing_with(weights.detach().requires_grad_())
+        denoiser = guided(model, words.index([0]), self.trajectory.settings.guidance_scale)
+        if denoiser.branches not in self._step_bytes:
+            shape = (1, *self.trajectory.noise_shape[1:])
+            latents = torch.zeros(shape, device=model.device, dtype=model.dtype)
+            t = self.trajectory.timesteps[0].to(model.device)
+            self._step_bytes[denoiser.branches] = saved_bytes(
+                lambda: denoiser(latents.requires_grad_(), t, *denoiser.inputs)
+            )
+        return self._step_bytes[denoiser.branches]
+
+
+@dataclass(frozen=True)
+class Training(Method):
+    """A method that trains weights: of a copy, never of the loaded model.
+
+    The run's own picture is drawn in each round with the weights of that round, and the best of
+    these is kept; the first has the frozen model's own weights.
+
+    Attributes:
+        rank: of the low-rank adapters W + B A.
+        targets: which of the UNet's modules get one, ends of their names with commas between.
+        prompts: a text file with a prompt a line to train on; empty trains on the run's prompt.
+        batch: training pictures a step, each with a noise of its own.
+    """
+
+    rank: int = 6
+    targets: str = TARGETS
+    prompts: str = ""
+    batch: int = 0
+
+    redrawable: ClassVar[bool] = False
+
+    def notes(self) -> tuple[str, ...]:
+        """That the picture is a trained copy's."""
+        text = (
+            f"{type(self).__name__.lower()} trains weights: of a copy, the loaded model stays as "
+            "it is. The pictures are the copy's, not the frozen model's; best.safetensors holds "
+            "the trained weights"
+        )
+        return (text,)
+
+    def build(self, task: Task) -> list[Phase]:
+        """The run's own picture as it is, then the training from its noise.
+
+        Raises:
+            InvalidInput: a field is out of its range, or a prompts file that cannot be read.
+            Incompatible: the reward does not fit the method.
+        """
+        adaptable = self.adaptable(task.model)
+        lessons = self._lessons(task)
+        trajectory = self.trajectory(task.model)
+        own = Problem(self.noise(task), self.pictures(task), BestOfN(batch=1, n=1))
+
+        def training(before: Handover | None) -> Problem:
+            noise = torch.zeros(1, *trajectory.noise_shape) if before is None else before.last
+            space = Lora(
+                adaptable.layout,
+                Inputs(noise, task.conditioning()),
+                start=adaptable.start,
+                dtype=adaptable.dtype,
+            )
+            return self.problem(task, space, adaptable, trajectory, lessons)
+
+        training(None)  # refused now, and not after the first picture
+        return [Phase("unsteered", lambda _: own), Phase("training", training)]
+
+    @abstractmethod
+    def problem(
+        self,
+        task: Task,
+        space: Lora,
+        adaptable: Adaptable,
+        trajectory: Trajectory,
+        lessons: Lessons | None,
+    ) -> Problem:
+        """What is searched once the run's noise is known; nothing of it may be shared by calls."""
+
+    def adaptable(self, model: FrozenModel) -> Adaptable:
+        """The copy with its adapters."""
+        names = [name.strip() for name in self.targets.split(",")]
+        return with_lora(model, self.rank, [name for name in names if name])
+
+    def _lessons(self, task: Task) -> Lessons | None:
+        """The training material, None for the run's own noise alone."""
+        if self.batch < 0:
+            raise InvalidInput(f"batch must not be negative, got {self.batch=}")
+        if not self.batch:
+            if self.prompts:
+                raise InvalidInput(
+                    f"training on the prompts of a file needs pictures a step, got {self.prompts=} "
+                    "and batch=0; set batch=4"
+                )
+            return None
+        texts = lines_of(self.prompts) if self.prompts else [task.prompt]
+        words = task.model.encode(texts, [task.negative_prompt] * len(texts))
+        return Lessons(tuple(texts), words, self.batch)
+
+
+def lines_of(path: str) -> Sequence[str]:
+    """The prompts of a text file: one a line, empty lines left out.
+
+    Raises:
+        InvalidInput: it cannot be read, or has none.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise InvalidInput(f"cannot read the prompts in {path!r}: {reason}") from None
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise InvalidInput(f"expected a prompt a line in {path!r}, found none")
+    return found
