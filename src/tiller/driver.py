@@ -83,7 +83,8 @@ class Run:
         held_out: RewardSum | None = None,
     ) -> Run:
         """The parts that `spec` names; rewards that are loaded already may be passed."""
-        task = Task(model, spec["prompt"], spec["negative_prompt"], reward)
+        words = spec["prompt"], spec["negative_prompt"]
+        task = Task(model, *words, reward, spec["seed"])
         if held_out is None and spec["held_out"]:
             held_out = make_reward(spec["held_out"])
         budget = Budget.parse(spec["budget"])

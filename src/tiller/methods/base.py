@@ -11,12 +11,14 @@ from tiller.core.errors import InvalidInput
 from tiller.core.objective import Regulariser
 from tiller.core.rng import Stream
 from tiller.core.search import Phase
+from tiller.methods._affix_files import load_affixes
 from tiller.methods._pictures import Pictures
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.checkpointing import Checkpoint
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
 from tiller.rewards.base import Reward
+from tiller.spaces.insertion import Words
 from tiller.spaces.noise import Noise
 
 
@@ -29,12 +31,14 @@ class Task:
         prompt: the user's words; the reward compares the picture with them.
         negative_prompt: what guidance steers away from.
         reward: what to raise.
+        seed: the run's, for what a method draws once and shares among its candidates.
     """
 
     model: FrozenModel
     prompt: str
     negative_prompt: str
     reward: Reward
+    seed: int = 0
 
     def conditioning(self) -> Conditioning:
         """The encoded prompts, one row."""
@@ -56,6 +60,8 @@ class Method(ABC):
             typical noise has about .25, .001 is far off); 0 for never.
         patience: end the run when the held-out reward has not risen for so many rounds, and keep
             the picture of its peak; 0 for not looking at it.
+        affix: files of learned affixes that go around the prompt, FILE or FILE:WEIGHT, several
+            with commas between them, the first next to the prompt.
     """
 
     num_inference_steps: int | None = None
@@ -64,10 +70,12 @@ class Method(ABC):
     checkpoint: str = "auto"
     stop_below: float = 0.0
     patience: int = 0
+    affix: str = ""
 
     citation: ClassVar[str] = ""
     redrawable: ClassVar[bool] = True  # plain sampling redraws the picture from its noise and words
     needs_gradient: ClassVar[bool] = False
+    takes_affix: ClassVar[bool] = True  # what it draws is told through `conditioning`
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
     def __post_init__(self) -> None:
@@ -75,6 +83,11 @@ class Method(ABC):
             raise InvalidInput(f"stop_below must lie in [0, 1), got {self.stop_below=}")
         if self.patience < 0:
             raise InvalidInput(f"patience must be at least 0, got {self.patience=}")
+        if self.affix and not self.takes_affix:
+            raise InvalidInput(
+                f"{type(self).__name__} encodes prompts of its own and takes no affix, got "
+                f"{self.affix=}; leave it out, or use ipgo, dno or raw"
+            )
 
     @abstractmethod
     def build(self, task: Task) -> list[Phase]:
@@ -99,9 +112,21 @@ class Method(ABC):
         """The sampler that this method searches."""
         return Trajectory(model, self.sampler(model))
 
+    def words(self, task: Task) -> Words:
+        """The prompt without its padding, within the affixes of files if there are any."""
+        counts = task.model.token_counts([task.prompt, task.negative_prompt])
+        words = Words.of(task.conditioning(), *counts)
+        for affix in load_affixes(self.affix, task.model):
+            words = words.within(affix)
+        return words
+
+    def conditioning(self, task: Task) -> Conditioning:
+        """What the denoiser is told to begin with, one row: the prompt, within its affixes."""
+        return self.words(task).conditioning() if self.affix else task.conditioning()
+
     def noise(self, task: Task, trust: float | None = None) -> Noise:
         """The space of this method's noises at the task's prompt."""
-        return Noise(self.trajectory(task.model).noise_shape, task.conditioning(), trust)
+        return Noise(self.trajectory(task.model).noise_shape, self.conditioning(task), trust)
 
     def pictures(
         self,
@@ -130,6 +155,9 @@ class Method(ABC):
         return cast(Checkpoint, text)
 
     def baseline(self, task: Task, seed: int) -> Inputs:
-        """What is drawn without steering: the prompt, and the noise of the run's candidate 0."""
-        space = self.noise(task)
+        """What is drawn without steering: the prompt, and the noise of the run's candidate 0.
+
+        Without affixes too: what they change is seen beside it.
+        """
+        space = Noise(self.trajectory(task.model).noise_shape, task.conditioning())
         return space.decode(space.sample(1, Stream(seed)))
