@@ -36,7 +36,12 @@ def report(
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="png, prompt or python (a script without tiller).")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="png, prompt, python (a script without tiller) or diffusers (trained weights)."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The folder for the files. [RUN/exports/FORMAT]")
     ] = None,

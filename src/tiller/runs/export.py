@@ -8,16 +8,19 @@ object), `scheduler` (its short name), `num_inference_steps`, `guidance_scale`, 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from tiller.core.errors import InvalidInput, RunError
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.record import Record, read_run
+from tiller.runs.store import BEST
 from tiller.runs.templating import rendered
 
-FORMATS = ("png", "prompt", "python")
+FORMATS = ("png", "prompt", "python", "diffusers")
 _ELSEWHERE = ("diffusers", "a1111", "comfyui")
+_WEIGHTS = "unet."  # what the names of trained tensors in best.safetensors begin with
 _CLASSES = {
     "ddim": "DDIMScheduler",
     "lms": "LMSDiscreteScheduler",
@@ -32,29 +35,30 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
 
     Args:
         run_dir: the run's folder.
-        to: `png` (the picture, with its settings inside), `prompt` (the words) or `python` (a
-            script in plain diffusers that redraws the picture, with its `noise.safetensors`).
+        to: `png` (the picture, with its settings inside), `prompt` (the words), `python` (a
+            script in plain diffusers that redraws the picture, with its `noise.safetensors`) or
+            `diffusers` (trained weights: adapters for `pipe.load_lora_weights(path)`, or a whole
+            UNet for `pipe.unet.load_state_dict(safetensors.torch.load_file(path))`).
         folder: where files go; `<run>/exports/<to>` if not given.
 
     Returns:
-        The words for `prompt`; else the path of the picture or the script.
+        The words for `prompt`; else the path of the picture, the script or the weights.
 
     Raises:
         InvalidInput: this run cannot be exported to `to`; `python` where the method guides the
-            sampling (lgd).
+            sampling (lgd) or trains weights, `diffusers` where nothing was trained.
         RunError: the run cannot be read, or the export not written.
     """
     record = read_run(run_dir)
-    if to not in FORMATS:
-        kind = "learned embeddings, and this run has none" if to in _ELSEWHERE else "unknown"
+    if to not in available(record) and (to not in FORMATS or to == "diffusers"):
+        kind = "learned tensors, and this run has none" if to in _ELSEWHERE else "unknown"
         raise InvalidInput(
             f"cannot export to {to!r}: it is {kind}. This run has: {', '.join(available(record))}"
         )
     if to == "python" and not _redrawable(record):
         raise InvalidInput(
-            f"cannot export to 'python': {record.method} guides every sampling step by the "
-            "reward, and a script in plain diffusers does not; the noise alone draws another "
-            f"picture. This run has: {', '.join(available(record))}"
+            f"cannot export to 'python': {record.method} {_elsewise(record)}; the noise alone "
+            f"draws another picture. This run has: {', '.join(available(record))}"
         )
     if to == "prompt":
         return _words(record)
@@ -67,6 +71,9 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
             data = picture.read_bytes()
         return _write(target, {"best.png": data}) / "best.png"
     settings, data = _inputs(record)
+    if to == "diffusers":
+        name, weights = _weights_file(data)
+        return _write(target, {name: weights}) / name
     noise_file, slots = _noise_file(settings, data)
     script = redraw_script({**settings, "noise_path": target / "noise.safetensors"}, slots)
     files = {"noise.safetensors": noise_file, "redraw.py": script.encode("utf-8")}
@@ -79,6 +86,7 @@ def available(record: Record) -> list[str]:
         "png": record.best_image is not None,
         "prompt": True,
         "python": record.inputs() is not None and _redrawable(record),
+        "diffusers": _trained(record),
     }
     return [name for name in FORMATS if found[name]]
 
@@ -86,6 +94,37 @@ def available(record: Record) -> list[str]:
 def _redrawable(record: Record) -> bool:
     """Whether plain sampling draws the picture again: `Method.redrawable`."""
     return bool(record.spec.get("redrawable", True))
+
+
+def _elsewise(record: Record) -> str:
+    """Why the noise and the words alone do not draw the picture."""
+    if _trained(record):
+        return "trained weights that the frozen model has not; take them with --to diffusers"
+    return "guides every sampling step by the reward, and a script in plain diffusers does not"
+
+
+def _trained(record: Record) -> bool:
+    """Whether the best picture was drawn with trained weights: read off the file's header."""
+    path = record.path / BEST
+    if not path.is_file():
+        return False
+    with explained(path, "read the best picture's inputs"), path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    try:
+        return any(name.startswith(_WEIGHTS) for name in json.loads(header))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error!r}). Repeat the run") from error
+
+
+def _weights_file(data: bytes) -> tuple[str, bytes]:
+    """The trained tensors under diffusers' own name for such a file."""
+    from safetensors.torch import load, save
+
+    tensors = {name: t for name, t in load(data).items() if name.startswith(_WEIGHTS)}
+    if any(".lora_A." in name for name in tensors):
+        return "pytorch_lora_weights.safetensors", save(tensors, {"format": "pt"})
+    plain = {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items()}
+    return "diffusion_pytorch_model.safetensors", save(plain, {"format": "pt"})
 
 
 def _words(record: Record) -> str:
