@@ -1,0 +1,184 @@
+"""Affix files: the tokens of a prefix and a suffix as safetensors, with where they come from.
+
+`prefix` [M, d] and `suffix` [M, d] float32, and the metadata `tiller`, a JSON object: kind, format,
+width, model, model_fingerprint, digest, and whatever its maker says of the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+from tiller.models.base import FrozenModel
+from tiller.spaces.affixes import Affix
+
+FORMAT = 1
+TENSORS = ("prefix", "suffix")
+
+
+@dataclass(frozen=True)
+class SavedAffix:
+    """An affix that was read.
+
+    Attributes:
+        affix: its tokens, a batch of one.
+        about: the metadata.
+    """
+
+    affix: Affix
+    about: dict[str, Any]
+
+
+def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> bytes:
+    """The bytes of an affix file, for an affix (a batch of one) that was found on `model`."""
+    from safetensors.torch import save
+
+    pairs = zip(TENSORS, (affix.prefix, affix.suffix), strict=True)
+    tensors = {name: tokens[0].detach().cpu().float().contiguous() for name, tokens in pairs}
+    own = {
+        "kind": "affix",
+        "format": FORMAT,
+        "width": affix.prefix.shape[2],
+        "model": model.name,
+        "model_fingerprint": model.fingerprint(),
+        "digest": _digest(tensors),
+    }
+    return save(tensors, {"tiller": json.dumps({**about, **own}, sort_keys=True)})
+
+
+def read_affix(path: str | Path) -> SavedAffix:
+    """The affix in a file.
+
+    Raises:
+        InvalidInput: there is no such file, it is truncated or altered, or it is no affix.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read the affix {path}: {error.strerror or error}") from None
+    try:
+        size = int.from_bytes(data[:8], "little")
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    except (SafetensorError, ValueError) as error:
+        raise InvalidInput(
+            f"{path} is damaged or no safetensors file ({error}); expected what `tiller affix "
+            "train` writes"
+        ) from None
+    return _affix(path, tensors, metadata)
+
+
+def _affix(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Any:
+    about = _json_object(metadata.get("tiller", ""))
+    if about.get("kind") != "affix" or not all(name in tensors for name in TENSORS):
+        raise InvalidInput(
+            f"{path} is not an affix, it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}; "
+            "expected what `tiller affix train` writes"
+        )
+    if int(about.get("format", 0)) > FORMAT:
+        raise InvalidInput(
+            f"{path} was written by a newer tiller (format {about['format']}, this version reads "
+            f"up to {FORMAT}); upgrade tiller"
+        )
+    prefix, suffix = (tensors[name] for name in TENSORS)
+    if _digest(tensors) != about.get("digest") or prefix.shape[1] != suffix.shape[1]:
+        raise InvalidInput(f"{path} was altered: its tokens are not those that were saved")
+    return SavedAffix(Affix(prefix[None], suffix[None]), about)
+
+
+def load_affixes(spec: str, model: FrozenModel) -> list[Affix]:
+    """The affixes that `spec` names, weighted, in the order in which they go around a prompt.
+
+    A weight multiplies the tokens, so that more of them speaks louder, as in the emphasis of other
+    programs.
+
+    Args:
+        spec: `FILE`, `FILE:WEIGHT`, or several with commas between them; empty for none.
+        model: what they are for.
+
+    Raises:
+        InvalidInput: a file that cannot be read, or that belongs to another model.
+    """
+    found = []
+    for path, weight in parse_affixes(spec):
+        saved = read_affix(path)
+        check_model(saved, model, path)
+        affix = saved.affix
+        found.append(Affix(weight * affix.prefix, weight * affix.suffix))
+    return found
+
+
+def check_model(saved: SavedAffix, model: FrozenModel, path: str | Path) -> None:
+    """Refuse an affix for another model.
+
+    Raises:
+        InvalidInput: the width or the fingerprint differs.
+    """
+    width = model.encode([""]).prompt_embeds.shape[2]
+    if saved.affix.prefix.shape[2] != width:
+        raise InvalidInput(
+            f"{path} has tokens of width {saved.affix.prefix.shape[2]}, made for "
+            f"{saved.about.get('model')}; {model.name} reads width {width}. Train one on it"
+        )
+    if saved.about.get("model_fingerprint") != model.fingerprint():
+        raise InvalidInput(
+            f"{path} was trained on {saved.about.get('model')} with other weights or precision "
+            f"than {model.name} has here; train it again, or load the model as it was"
+        )
+
+
+def parse_affixes(spec: str) -> list[tuple[str, float]]:
+    """Paths and weights.
+
+    Example:
+        >>> parse_affixes("style.safetensors, mood.safetensors:0.5")
+        [('style.safetensors', 1.0), ('mood.safetensors', 0.5)]
+
+    Raises:
+        InvalidInput: a weight that is no positive number.
+    """
+    found = []
+    for part in filter(None, (piece.strip() for piece in spec.split(","))):
+        path, colon, text = part.rpartition(":")
+        try:
+            weight = float(text) if colon else 1.0
+        except ValueError:  # a colon of the path's own
+            path, colon, weight = part, "", 1.0
+        if not 0 < weight < float("inf"):
+            raise InvalidInput(
+                f"an affix's weight must be positive and finite, got {part!r}; leave the affix "
+                "out instead of giving it 0"
+            )
+        found.append((path if colon else part, weight))
+    return found
+
+
+def affix_digests(spec: str) -> list[str]:
+    """What tells the contents of the files apart, for a run's settings."""
+    return [str(read_affix(path).about["digest"]) for path, _ in parse_affixes(spec)]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in TENSORS:
+        digest.update(str(tuple(tensors[name].shape)).encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

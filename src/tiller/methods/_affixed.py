@@ -1,0 +1,134 @@
+"""What the methods that learn affixes have in common: their fields, and their first phase."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.objective import Regulariser
+from tiller.core.search import Phase, Problem
+from tiller.methods.base import Method, Task
+from tiller.solvers.best_of_n import BestOfN
+from tiller.solvers.schedules import Constant, Exponential, Schedule
+from tiller.spaces.affixes import Affixes
+from tiller.spaces.insertion import AffixedPrompt, Conformity, Prompts
+
+
+@dataclass(frozen=True)
+class AffixMethod(Method):
+    """A method that searches the tokens before and after a prompt, in the encoder's output space.
+
+    Attributes:
+        prefix: tokens before the prompt, M_pre (IPGO, table 3: 10).
+        suffix: tokens after it, M_suf (IPGO, table 3: 10).
+        rank: columns of each basis, N (IPGO, table 3: 30).
+        form: rotated, the paper's; plain, free tokens; release, the authors' code.
+        orthonormal: keep the bases' columns orthonormal (IPGO, equation 8).
+        bounded: keep the coefficients in [-1, 1], the value constraint (IPGO, equation 10).
+        rotate: turn the tokens by two angles a side (IPGO, equations 3 to 7).
+        gamma: weight of the conformity penalty (IPGO, appendix B: 1e-3; 0 leaves it out).
+        shrink: a side is at most so many times as long as the prompt with its ends, because long
+            affixes drown short prompts (IPGO, appendix D, advises it; the rule is ours); none for
+            as long as asked.
+        lr: Adam's learning rate of the affixes (IPGO, appendix B: 1e-3).
+        decay: what multiplies it every `decay_every` steps (IPGO, appendix B: .9; 1 for constant).
+        decay_every: steps between (IPGO, appendix B: 10).
+        clip_norm: largest norm of the affixes' gradient (IPGO, section 4.1: 1).
+    """
+
+    prefix: int = 10
+    suffix: int = 10
+    rank: int = 30
+    form: str = "rotated"
+    orthonormal: bool = True
+    bounded: bool = True
+    rotate: bool = True
+    gamma: float = 1e-3
+    shrink: float | None = 2.0
+    lr: float = 1e-3
+    decay: float = 0.9
+    decay_every: int = 10
+    clip_norm: float | None = 1.0
+
+    citation: ClassVar[str] = (
+        "Ye et al., IPGO: indirect prompt gradient optimization on text-to-image generative models "
+        "with high data efficiency, 2025"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shrink is not None and not 0 < self.shrink < float("inf"):
+            raise InvalidInput(f"shrink must be positive and finite, or none; got {self.shrink=}")
+
+    @abstractmethod
+    def build(self, task: Task) -> list[Phase]:
+        """The searches to run in turn."""
+
+    def schedule(self) -> Schedule:
+        """What multiplies the learning rate."""
+        return Constant() if self.decay == 1 else Exponential(self.decay, self.decay_every)
+
+    def affixes(self, width: int, *, longest: int | None = None, moves: str = "all") -> Affixes:
+        """The space of the tokens, each side at most `longest` of them."""
+        sides = [m if longest is None else min(m, longest) for m in (self.prefix, self.suffix)]
+        return Affixes(
+            width,
+            *sides,
+            rank=min(self.rank, width),
+            form=self.form,
+            orthonormal=self.orthonormal,
+            bounded=self.bounded,
+            rotate=self.rotate,
+            moves=moves,
+        )
+
+    def space(self, task: Task, *, moves: str = "all", noise_moves: bool = False) -> AffixedPrompt:
+        """Affixes around the task's prompt, at a noise of zeros; `at` gives it the run's own.
+
+        Warns (`TillerNotice`) where the affixes are shortened for a short prompt.
+        """
+        words = self.words(task)
+        affixes = self.affixes(words.width, longest=self._longest(task), moves=moves)
+        if (affixes.prefix, affixes.suffix) != (self.prefix, self.suffix):
+            (count,) = task.model.token_counts([task.prompt])
+            warnings.warn(
+                f"the prompt has {count} tokens with its ends, so it gets {affixes.prefix} + "
+                f"{affixes.suffix} of its own instead of {self.prefix} + {self.suffix}: long "
+                "affixes drown short prompts (--set shrink=none keeps them long)",
+                TillerNotice,
+                stacklevel=4,
+            )
+        noise = self.noise(task)
+        return AffixedPrompt(
+            affixes, words, torch.zeros(1, *noise.shape), moving=noise if noise_moves else None
+        )
+
+    def conformity(self, space: AffixedPrompt) -> tuple[Regulariser, ...]:
+        """The penalty on the mean token, if it has a weight."""
+        batch = Prompts.of([space.words])
+        penalty = Conformity(space.affix, lambda draw: batch, weight=self.gamma)
+        return (penalty,) if self.gamma else ()
+
+    def unsteered(self, task: Task) -> Phase:
+        """The run's own noise, drawn without new tokens; what follows goes on from that noise.
+
+        So the best is never worse than what the model draws by itself.
+        """
+        problem = Problem(self.noise(task), self.pictures(task), BestOfN(batch=1, n=1))
+        return Phase("unsteered", lambda _: problem)
+
+    def _longest(self, task: Task) -> int | None:
+        if self.shrink is None:
+            return None
+        (count,) = task.model.token_counts([task.prompt])
+        return max(1, int(self.shrink * count))
+
+
+def at(space: AffixedPrompt, noise: torch.Tensor) -> AffixedPrompt:
+    """The same space at another noise [1, slots, C, h, w]."""
+    return AffixedPrompt(space.affixes, space.words, noise, space.moving)

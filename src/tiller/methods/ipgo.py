@@ -1,0 +1,118 @@
+"""`ipgo`: indirect prompt gradient optimization, learned tokens before and after the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tiller.core.budget import Budget
+from tiller.core.errors import InvalidInput
+from tiller.core.search import Handover, Phase, Problem
+from tiller.core.solver import Solver
+from tiller.core.space import starting_at
+from tiller.methods._affixed import AffixMethod, at
+from tiller.methods._resampled import ResampledGradient
+from tiller.methods.base import Task
+from tiller.models.trajectory import Gradient
+from tiller.solvers.bayes import Bayes
+from tiller.solvers.best_of_n import BestOfN
+from tiller.solvers.cma import CmaEs
+from tiller.solvers.gradient import Gradient as GradientSolver
+from tiller.spaces.insertion import AffixedPrompt
+
+SOLVERS = ("auto", "gradient", "cma", "bayes")
+FEW = 32  # numbers up to which a Gaussian process is worth its time
+
+
+@dataclass(frozen=True)
+class Ipgo(AffixMethod):
+    """Ascend r(picture(T)) in the tokens around one prompt, T = [V_pre, f(C), V_suf].
+
+        V = R2 R1 E Z for each side;   (E, Z, theta) <- project(. + Adam(clip(d L / d .)))
+        L = r(picture(T), C) - gamma |mean T - mean f(C)|^2
+
+    One noise, the run's own, unless `resample`. The gradient is that of the last sampling step
+    alone by default. The first round draws the prompt as it is; the best of all rounds is kept.
+    A reward without gradients is searched over the coefficients Z and the angles of a fixed random
+    basis: by Bayesian optimization where those are few, else by CMA-ES.
+
+    Attributes:
+        gradient: what of the trajectory is differentiated: last(K), full, or shortcut(t, K), whose
+            rounds score an estimate and whose last one draws (IPGO, section 4.1: last(1)).
+        resample: draw each step from a new noise (the release keeps one).
+        solver: gradient, cma, bayes, or auto: by what the reward allows.
+        popsize: candidates a round of cma and bayes; none for cma's own and 1.
+
+    Example:
+        >>> tiller.steer("emoji", "a purple owl", method="ipgo", reward="preference",
+        ...              budget="steps=50")                                      # doctest: +SKIP
+
+    Source: Ye et al. 2025, "IPGO", algorithm 1 and appendix B.
+    """
+
+    gradient: str = "last(1)"
+    resample: bool = False
+    solver: str = "auto"
+    popsize: int | None = None
+
+    default_budget: ClassVar[Budget] = Budget(steps=51)  # the prompt as it is, then 50 epochs
+
+    def build(self, task: Task) -> list[Phase]:
+        """The unsteered picture; the search from its noise; after a shortcut, the picture.
+
+        Raises:
+            InvalidInput: a field is out of its range.
+            Incompatible: the solver does not fit the reward.
+        """
+        mode, solver = Gradient.parse(self.gradient), self._solver(task)
+        white = isinstance(solver, (GradientSolver, ResampledGradient))
+        space = self.space(
+            task, moves="all" if white else "coefficients", noise_moves=self.resample
+        )
+        objective = self.pictures(task, mode if white else None, self.conformity(space))
+        Problem(space, objective, solver)  # refused now, and not after the first picture
+
+        def ascent(before: Handover | None) -> Problem:
+            assert before is not None, "the unsteered picture comes first"
+            return Problem(at(space, before.best.z), objective, solver)
+
+        phases = [self.unsteered(task), Phase("ascent", ascent)]
+        if not (white and mode.mode == "shortcut"):
+            return phases
+        drawn = self.pictures(task, None, self.conformity(space))
+
+        def picture(before: Handover | None) -> Problem:
+            assert before is not None, "the ascent comes first"
+            found = AffixedPrompt(space.affixes, space.words, before.best.z)
+            return Problem(starting_at(found, before.last), drawn, BestOfN(batch=1, n=1))
+
+        relaxed = Phase("ascent", ascent, until=0.9, relaxed=True)
+        return [phases[0], relaxed, Phase("picture", picture)]
+
+    def _solver(self, task: Task) -> Solver[Any]:
+        name = self.solver
+        if name not in SOLVERS:
+            raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}")
+        if name == "auto":
+            name = "gradient" if task.reward.differentiable else self._black_box(task)
+        if name == "gradient":
+            if self.popsize is not None:
+                raise InvalidInput(
+                    f"popsize belongs to cma and bayes, and this run takes the reward's gradient, "
+                    f"got {self.popsize=}; leave it out, or set solver=cma"
+                )
+            ascent = GradientSolver(lr=self.lr, schedule=self.schedule(), clip_norm=self.clip_norm)
+            return ResampledGradient(ascent) if self.resample else ascent
+        if self.resample:
+            raise InvalidInput(
+                f"{name} ranks candidates on one noise, got {self.resample=}; leave it out"
+            )
+        if name == "cma":
+            return CmaEs(popsize=self.popsize)
+        return Bayes(batch=self.popsize or 1)
+
+    def _black_box(self, task: Task) -> str:
+        longest = self._longest(task)
+        width = task.conditioning().prompt_embeds.shape[2]
+        few = self.affixes(width, longest=longest, moves="coefficients").dimension <= FEW
+        return "bayes" if few else "cma"
