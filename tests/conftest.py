@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,3 +28,37 @@ import torch  # noqa: E402
 def _one_thread() -> None:
     """Sums do not depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+def _three_prompts(request: dict[str, Any]) -> Any:
+    """What a fake LLM answers to `llm_rewrite`: nonsense that depends on the whole request."""
+    from tiller.testing.fake_server import Answer
+
+    digest = hashlib.blake2b(json.dumps(request).encode(), digest_size=6).hexdigest()
+    prompts = [f"{digest[k]}{digest[k:]} cat" for k in range(3)]
+    return Answer(
+        json.dumps({"prompts": prompts}), tokens=(0, 0)
+    )  # a replay costs as much: nothing
+
+
+@pytest.fixture
+def needs(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """`needs(method)`: its settings where the defaults need a network; a fake server is started."""
+    from tiller.testing.fake_rewriter import save_fake_rewriter
+    from tiller.testing.fake_server import FakeServer
+
+    with FakeServer(_three_prompts) as server:
+
+        def settings(method: str) -> dict[str, Any]:
+            if method == "promptist":
+                folder = save_fake_rewriter(tmp_path_factory.mktemp("rewriter"))
+                return {"rewriter": str(folder), "max_new_tokens": 8}
+            if method == "llm_rewrite":
+                monkeypatch.setenv("TILLER_CACHE", str(tmp_path_factory.mktemp("cache")))
+                for name, value in server.environment.items():
+                    monkeypatch.setenv(name, value)
+            return {}
+
+        yield settings

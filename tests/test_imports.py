@@ -20,10 +20,10 @@ SOURCE = Path(tiller.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "models": {"core"},
-    "spaces": {"core", "models.base", "models.inputs", "models.pieces"},
+    "spaces": {"core", "models.base", "models.inputs", "models.pieces", "words"},
     "rewards": {"core", "models.base", "models.bundled"},
     "solvers": {"core"},
-    "methods": {"core", "models", "spaces", "rewards", "solvers"},
+    "methods": {"core", "models", "spaces", "rewards", "solvers", "words", "llm"},
     "words": {"core"},
     "llm": {"core"},
     "runs": {"core"},

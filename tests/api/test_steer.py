@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("method", sorted(available()))
 def test_every_method_is_never_worse_than_its_baseline_and_reports_a_held_out_reward(
-    method: str, model: FrozenModel, tmp_path: Path
+    method: str,
+    model: FrozenModel,
+    tmp_path: Path,
+    needs: Callable[[str], dict[str, Any]],
 ) -> None:
-    result = steer(model, tmp_path, method=method)
+    result = steer(model, tmp_path, method=method, **needs(method))
     assert result.best.scores["brightness"] >= result.baseline.scores["brightness"]
     assert result.best.scores.keys() == {"brightness", "darkness"}
     assert result.cost.forwards > 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,8 +27,8 @@ def task() -> Task:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method(name: str, task: Task) -> None:
-    check_method(METHODS[name](num_inference_steps=3), task)
+def test_method(name: str, task: Task, needs: Callable[[str], dict[str, Any]]) -> None:
+    check_method(METHODS[name](num_inference_steps=3, **needs(name)), task)
 
 
 def test_phases_resume_in_the_middle_of_each(task: Task) -> None:

@@ -13,11 +13,14 @@ import tiller.spaces
 from tiller.core.rng import Stream
 from tiller.core.space import Space, starting_at
 from tiller.models.base import Conditioning
+from tiller.models.loader import load_model
 from tiller.spaces.affixes import Affixes
 from tiller.spaces.insertion import AffixedPrompt, Words
 from tiller.spaces.noise import Noise
 from tiller.spaces.product import product
+from tiller.spaces.texts import Texts
 from tiller.testing.conformance import check_space
+from tiller.testing.fake_pipeline import fake_pipeline
 from tiller.testing.fakes import FakeBox, FakeChoices
 
 CONDITIONING = Conditioning(torch.zeros(1, 3, 5), torch.ones(1, 3, 5))
@@ -45,6 +48,9 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
     "product": lambda: [
         product(FakeBox((2,), dtype=torch.float32), Noise((2, 2, 2, 2), CONDITIONING)),
         product(FakeChoices((3, 3)), FakeChoices((2,))),
+    ],
+    "texts": lambda: [
+        Texts(load_model(fake_pipeline()), torch.ones(2, 1, 4, 8, 8), "a cat", "blurry", length=9)
     ],
 }
 
