@@ -123,6 +123,89 @@ def test_phases_must_be_there_and_have_a_share() -> None:
     for share in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(InvalidInput, match="share"):
             Phase("a", lambda _: None, share=share)  # type: ignore[arg-type, return-value]
+        with pytest.raises(InvalidInput, match="until"):
+            Phase("a", lambda _: None, until=share)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("images", [10, 20, 23])
+def test_a_phase_ends_where_its_part_of_the_whole_is_used(images: int) -> None:
+    problem = FakeQuadratic(3)
+    sampling = Problem(problem.space, problem, BestOfN(batch=3))
+    phases = [
+        Phase("a", lambda _: sampling, share=0.2),
+        Phase("b", lambda _: sampling, until=0.7),
+        Phase("c", lambda _: sampling),
+    ]
+    steps = list(search_phases(phases, Budget(images=images)))
+    ends = {step.phase: step.cost.images for step in steps}
+    assert ends == {"a": round(0.2 * images), "b": round(0.7 * images), "c": images}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_phase_without_anything_to_do_leaves_its_part_to_the_one_before(wanted: bool) -> None:
+    problem = FakeQuadratic(3)
+    sampling = Problem(problem.space, problem, BestOfN(batch=3))
+    short = Problem(problem.space, problem, BestOfN(batch=1, n=1))
+    phases = [
+        Phase("a", lambda _: short),
+        Phase("b", lambda _: sampling, until=0.5),
+        Phase("c", lambda _: short, wanted=lambda before: wanted and before.best.score < 0),
+        Phase("d", lambda _: short, wanted=lambda _: False),
+    ]
+    steps = check_resume(phases, Budget(images=20))
+    assert [step.phase for step in steps] == (
+        ["a", "b", "b", "b", "c"] if wanted else ["a"] + ["b"] * 7
+    )
+    ended = "all 1 samples drawn" if wanted else "budget: images=20"
+    assert steps[-1].stopped == ended
+
+
+def relaxed_phases(objective: Any) -> list[Phase]:
+    """Sampling, a relaxation whose scores are a hundred too high, then ascent from its end."""
+
+    class Flattering(FakeQuadratic):
+        def score(self, y: Tensor, draw: Draw) -> Tensor:
+            return 100 + super().score(y, draw)
+
+    flattering = Flattering(3)
+    sampling = Problem(objective.space, objective, BestOfN(batch=2, n=2))
+
+    def relax(before: Handover | None) -> Problem:
+        assert before is not None
+        start = starting_at(objective.space, before.best.z)
+        return Problem(start, flattering, Gradient(lr=0.05, steps=4))
+
+    def ascent(before: Handover | None) -> Problem:
+        assert before is not None
+        return Problem(starting_at(objective.space, before.last), objective, Gradient(lr=0.05))
+
+    return [
+        Phase("sampling", lambda _: sampling),
+        Phase("relaxed", relax, relaxed=True),
+        Phase("ascent", ascent),
+    ]
+
+
+def test_a_relaxed_phase_finds_no_best_and_hands_on_where_it_stands() -> None:
+    problem = FakeQuadratic(3)
+    steps = list(search_phases(relaxed_phases(problem), Budget(steps=8)))
+    assert [step.relaxed for step in steps] == [False] + 4 * [True] + 3 * [False]
+    assert all(step.best.round == 1 for step in steps[:5])
+    assert all(float(step.evaluation.score.max()) > 50 for step in steps[1:5])
+    assert steps[-1].best.score < 0
+    # after four steps, not where the fourth was evaluated
+    assert torch.equal(steps[5].z, steps[4].state.solver.z)
+    assert not torch.equal(steps[5].z, steps[4].z)
+
+
+def test_a_relaxed_phase_cannot_be_the_first() -> None:
+    with pytest.raises(InvalidInput, match="'relaxed', is relaxed"):
+        search_phases(relaxed_phases(FakeQuadratic(3))[1:], Budget(steps=2))
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=7), Budget(images=9), Budget(steps=3)])
+def test_resume_around_and_inside_a_relaxed_phase(budget: Budget) -> None:
+    check_resume(relaxed_phases(FakeQuadratic(3, noise=0.1)), budget, seed=3)
 
 
 # Resume

@@ -9,7 +9,7 @@ one: `search(..., resume=step)` continues bit-exactly. Several searches may run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from torch import Tensor
@@ -39,7 +39,13 @@ class Best:
 
 @dataclass(frozen=True)
 class Handover:
-    """What a phase leaves to the next: its best candidate and its last round's z [n, ...]."""
+    """What a phase leaves to the next.
+
+    Attributes:
+        best: the best candidate so far, over all phases that are not relaxed.
+        last: where the phase's solver stands [n, ...]: its last round's candidates, or where the
+            step after them led.
+    """
 
     best: Best
     last: Tensor
@@ -57,7 +63,7 @@ class SearchState:
         solver: the solver's own state.
         objective: a stateful objective's tensors.
         last: the latest round's candidates z [n, ...], None before this phase's first round.
-        best: the best candidate of this phase, None before its first round.
+        best: the best candidate of this phase, None before its first round and in a relaxed one.
         previous: what the phase before left, None in the first.
         cost: what was used so far.
         phase_cost: what had been used when this phase began.
@@ -106,6 +112,7 @@ class Step:
         stopped: why the search ends with this step, or None.
         state: what `resume` continues from.
         problem: what was searched in this round; its space decodes this round's candidates.
+        relaxed: this round's scores are a relaxation's, and compare with no other phase's.
     """
 
     index: int
@@ -117,6 +124,7 @@ class Step:
     stopped: str | None
     state: SearchState
     problem: Problem
+    relaxed: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,15 +136,29 @@ class Phase:
         build: the problem, given what the phase before left (None for the first phase).
         share: the part of the whole budget that the phase may use. The last phase runs until the
             whole budget is used, whatever its share.
+        until: the part of the whole budget at whose use the phase ends, what earlier phases used
+            counted in; 1 again means the whole for the last phase alone.
+        relaxed: its scores are a relaxation's, and compare with no other phase's: the best stays
+            what it was before (so it cannot be the first), and the next phase starts from where
+            it ends (`Handover.last`).
+        wanted: whether there is something to do, given what the phase before left; where not, the
+            phase is passed over. The first phase cannot be.
     """
 
     name: str
     build: Callable[[Handover | None], Problem]
     share: float = 1.0
+    until: float = 1.0
+    relaxed: bool = False
+    wanted: Callable[[Handover], bool] = field(default=lambda _: True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InvalidInput(f"a phase's share of the budget must be in (0, 1], got {self.share}")
+        for name in ("share", "until"):
+            part = getattr(self, name)
+            if not 0 < part <= 1:
+                raise InvalidInput(
+                    f"a phase's {name} (of the budget) must be in (0, 1], got {name}={part}"
+                )
 
 
 def search(
@@ -211,10 +233,15 @@ def search_together(searches: Sequence[Search]) -> Iterator[tuple[int, Step]]:
 def _start(search: Search) -> tuple[SearchState, Problem]:
     if not search.phases:
         raise InvalidInput("a search needs at least one phase, got none")
+    if search.phases[0].relaxed:
+        raise InvalidInput(
+            f"the first phase, {search.phases[0].name!r}, is relaxed, and there would be no best "
+            "candidate; put a phase before it that scores one"
+        )
     if search.resume is not None:
         return standing(search.phases, search.resume)
     nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
-    return _begin(search.phases, nothing, None)
+    return _begin(search.phases, nothing, 0, None)
 
 
 def _rounds(
@@ -229,12 +256,14 @@ def _rounds(
         evaluations = evaluate_together([one.request for one in asked])
         going = []
         for i, one, evaluation in zip(running, asked, evaluations, strict=True):
-            state, problem = _tell(*stands[i], one, evaluation), stands[i][1]
+            (state, problem), phases = stands[i], searches[i].phases
+            relaxed = phases[state.phase].relaxed
+            state = _tell(state, problem, one, evaluation, relaxed=relaxed)
             stands[i] = state, problem
             assert state.last is not None
             step = Step(
                 index=state.round,
-                phase=searches[i].phases[state.phase].name,
+                phase=phases[state.phase].name,
                 z=state.last,
                 evaluation=evaluation,
                 best=best_so_far(state),
@@ -242,6 +271,7 @@ def _rounds(
                 stopped=_stopped(searches[i], state, problem),
                 state=state,
                 problem=problem,
+                relaxed=relaxed,
             )
             if (until := searches[i].until) is not None:
                 step = replace(step, stopped=until(step) or step.stopped)
@@ -254,30 +284,50 @@ def _rounds(
 def _stopped(search: Search, state: SearchState, problem: Problem) -> str | None:
     """Why the search is over, or None."""
     stopped = search.budget.reached(state.cost)
-    if state.phase + 1 == len(search.phases):
-        stopped = stopped or _phase_over(search.phases, search.budget, state, problem)
+    if stopped is None and _next_phase(search.phases, state, problem) is None:
+        stopped = _phase_over(search, state, problem)
     return stopped
 
 
 def _in_phase(search: Search, state: SearchState, problem: Problem) -> tuple[SearchState, Problem]:
     """Where the next round is searched: in the phase under way, or in the next if that is over."""
-    over = _phase_over(search.phases, search.budget, state, problem)
-    if over and state.phase + 1 < len(search.phases):
-        assert state.last is not None
-        return _begin(search.phases, state, Handover(best_so_far(state), state.last))
+    if _phase_over(search, state, problem) is not None:
+        following = _next_phase(search.phases, state, problem)
+        if following is not None:
+            return _begin(search.phases, state, following, _handover(state, problem))
     return state, problem
 
 
-def _phase_over(
-    phases: Sequence[Phase], budget: Budget, state: SearchState, problem: Problem
-) -> str | None:
-    """Why the phase under way ends: its solver is done, or its share of the budget is used."""
+def _next_phase(phases: Sequence[Phase], state: SearchState, problem: Problem) -> int | None:
+    """The next phase that has something to do after the one under way, None if none has.
+
+    Before this phase's first round nobody knows; then it is the next in order.
+    """
+    later = range(state.phase + 1, len(phases))
+    if state.last is None or not later:
+        return next(iter(later), None)
+    left = _handover(state, problem)
+    return next((phase for phase in later if phases[phase].wanted(left)), None)
+
+
+def _handover(state: SearchState, problem: Problem) -> Handover:
+    assert state.last is not None, "a phase ends after a round"
+    stands = problem.solver.stands(state.solver)
+    return Handover(best_so_far(state), state.last if stands is None else stands.detach())
+
+
+def _phase_over(search: Search, state: SearchState, problem: Problem) -> str | None:
+    """Why the phase under way ends: its solver is done, or its part of the budget is used.
+
+    Its part is the whole where no later phase has something to do.
+    """
     if state.last is None:
         return None
     over = problem.solver.finished(problem.space, state.solver)
-    if over is None and state.phase + 1 < len(phases):
-        share = budget.share(phases[state.phase].share)
-        over = share.reached(state.cost - state.phase_cost)
+    if over is None and _next_phase(search.phases, state, problem) is not None:
+        phase, budget = search.phases[state.phase], search.budget
+        over = budget.share(phase.share).reached(state.cost - state.phase_cost)
+        over = over or budget.share(phase.until).reached(state.cost)
     return over
 
 
@@ -295,7 +345,7 @@ def _ask(search: Search, state: SearchState, problem: Problem) -> _Asked:
     with metered() as meter:
         stream = _stream(state.seed, state.phase, state.position)
         z = solver.ask(space, state.solver, stream)
-    images_left = _images_left(search.phases, search.budget, state)
+    images_left = _images_left(search, state, problem)
     if solver.divisible and images_left is not None:
         z = z[: max(1, images_left // objective.images_per_candidate)]
     draw = Draw(state.seed, state.round)
@@ -304,7 +354,7 @@ def _ask(search: Search, state: SearchState, problem: Problem) -> _Asked:
 
 
 def _tell(
-    state: SearchState, problem: Problem, asked: _Asked, evaluation: Evaluation
+    state: SearchState, problem: Problem, asked: _Asked, evaluation: Evaluation, *, relaxed: bool
 ) -> SearchState:
     """The state after the round."""
     z = asked.request.z
@@ -318,6 +368,7 @@ def _tell(
         penalty=float(evaluation.penalty[evaluation.best]),
         round=state.round + 1,
     )
+    better = not relaxed and (state.best is None or found.score > state.best.score)
     return replace(
         state,
         round=state.round + 1,
@@ -325,20 +376,23 @@ def _tell(
         solver=solver_state,
         objective=problem.objective.state(),
         last=z.detach(),
-        best=found if state.best is None or found.score > state.best.score else state.best,
+        best=found if better else state.best,
         cost=state.cost + asked.cost + evaluation.cost + meter.cost + Cost(steps=1),
     )
 
 
-def _images_left(phases: Sequence[Phase], budget: Budget, state: SearchState) -> int | None:
-    """How many images the whole budget and the phase's share of it still allow."""
+def _images_left(search: Search, state: SearchState, problem: Problem) -> int | None:
+    """How many images the whole budget and the phase's part of it still allow."""
+    budget, used = search.budget, state.cost.images
     if budget.images is None:
         return None
-    left = budget.images - state.cost.images
-    if state.phase + 1 < len(phases):
-        share = budget.share(phases[state.phase].share).images
-        assert share is not None
-        left = min(left, share - (state.cost.images - state.phase_cost.images))
+    left = budget.images - used
+    if _next_phase(search.phases, state, problem) is not None:
+        phase = search.phases[state.phase]
+        for part, since in ((phase.share, state.phase_cost.images), (phase.until, 0)):
+            limit = budget.share(part).images
+            assert limit is not None
+            left = min(left, limit - (used - since))
     return left
 
 
@@ -350,10 +404,9 @@ def best_so_far(state: SearchState) -> Best:
 
 
 def _begin(
-    phases: Sequence[Phase], before: SearchState, previous: Handover | None
+    phases: Sequence[Phase], before: SearchState, phase: int, previous: Handover | None
 ) -> tuple[SearchState, Problem]:
-    """The next phase's first state, after `before`."""
-    phase = before.phase + 1
+    """A phase's first state, after `before`."""
     problem = phases[phase].build(previous)
     stream = _stream(before.seed, phase, 0)
     solver_state = problem.solver.init(problem.space, stream)

@@ -50,6 +50,13 @@ class Solver(ABC, Generic[S]):
         """Why nothing is left to try (converged, every candidate seen), or None."""
         return None
 
+    def stands(self, state: S) -> Tensor | None:
+        """Where it stands after a round [n, ...], for what goes on from there.
+
+        None for solvers that stand at the candidates that they last asked for.
+        """
+        return None
+
     def gradient(self) -> Estimator | None:
         """How the gradients it learns from are had; None for solvers that use scores alone."""
         return None

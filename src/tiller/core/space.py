@@ -32,8 +32,15 @@ class Space(ABC, Generic[X]):
         """What the objective consumes, for the candidates z [n, ...]."""
 
     def describe(self) -> str:
-        """One line for people: what moves, and how large the space is."""
+        """For people: what moves, and how large the space is."""
         return type(self).__name__
+
+    def notes(self, z: Tensor, score: Tensor) -> dict[str, Any]:
+        """What a journal should say of a round's candidates z [n, ...] and scores [n]: plain data.
+
+        Empty by default; a space whose candidates can be read by people names them here.
+        """
+        return {}
 
 
 class Continuous(Space[X]):
@@ -59,7 +66,11 @@ class Continuous(Space[X]):
 
 
 class Discrete(Space[X]):
-    """A space of choices: z is int64, [n, positions], with 0 <= z[:, j] < choices[j]."""
+    """A space of choices: z is int64, [n, positions], with 0 <= z[:, j] < choices[j].
+
+    Several z may decode to the same thing, and some may be forbidden: solvers that never try a
+    candidate twice go by `canonical`, and propose only what `allows` lets through.
+    """
 
     @property
     @abstractmethod
@@ -75,9 +86,20 @@ class Discrete(Space[X]):
         ]
         return (torch.stack(rows) * limits).long().clamp_(max=limits - 1)
 
+    def canonical(self, z: Tensor) -> Tensor:
+        """The candidates [n, positions] that stand for all that decode to the same as z's.
+
+        A projection: what it returns, it leaves alone. z itself by default.
+        """
+        return z
+
+    def allows(self, z: Tensor) -> Tensor:
+        """Whether each of z [n, positions] may be tried, [n] bool; all of them by default."""
+        return torch.ones(len(z), dtype=torch.bool)
+
     @property
     def size(self) -> int:
-        """The number of different candidates."""
+        """The number of candidates z, whether or not they are allowed and different."""
         return math.prod(self.choices)
 
     def describe(self) -> str:
@@ -139,6 +161,9 @@ class _ContinuousFrom(Continuous[Any]):
     def describe(self) -> str:
         return f"{self.inner.describe()}, from {len(self.start)} given"
 
+    def notes(self, z: Tensor, score: Tensor) -> dict[str, Any]:
+        return self.inner.notes(z, score)
+
 
 class _DiscreteFrom(Discrete[Any]):
     def __init__(self, inner: Discrete[Any], start: Tensor) -> None:
@@ -154,5 +179,14 @@ class _DiscreteFrom(Discrete[Any]):
     def decode(self, z: Tensor) -> Any:
         return self.inner.decode(z)
 
+    def canonical(self, z: Tensor) -> Tensor:
+        return self.inner.canonical(z)
+
+    def allows(self, z: Tensor) -> Tensor:
+        return self.inner.allows(z)
+
     def describe(self) -> str:
         return f"{self.inner.describe()}, from {len(self.start)} given"
+
+    def notes(self, z: Tensor, score: Tensor) -> dict[str, Any]:
+        return self.inner.notes(z, score)

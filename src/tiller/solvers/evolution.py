@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,7 +15,17 @@ from tiller.core.rng import Stream
 from tiller.core.shapes import Choices
 from tiller.core.solver import Solver
 from tiller.core.space import Discrete, Space
-from tiller.solvers._unseen import Candidate, integer, rows, tensor, uniform, unseen
+from tiller.solvers._unseen import (
+    Candidate,
+    Known,
+    Unseen,
+    exhausted,
+    integer,
+    known_tensors,
+    rows,
+    tensor,
+    uniform,
+)
 
 
 @dataclass(frozen=True)
@@ -24,14 +33,16 @@ class EvolutionState:
     """The survivors, best first, and everything that was scored.
 
     Attributes:
-        parents: [k, positions], k <= keep; none before the first round.
+        parents: [k, positions], k <= keep; before the first round what was known.
         scores: [k] float64, descending.
         seen: [m, positions].
+        generations: rounds done.
     """
 
     parents: Tensor
     scores: Tensor
     seen: Tensor
+    generations: int
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,9 @@ class Evolution(Solver[EvolutionState]):
 
     The first generation are the space's samples. A mutant changes each position of one parent
     with probability `mutation_rate` to another option; a crossover takes each position from
-    either of two parents, equally likely. A child that was seen is drawn again; where the
-    surroundings are exhausted a candidate from anywhere takes its place, so that small spaces are
-    searched through, which ends the search.
+    either of two parents, equally likely. A child that was seen or is not allowed is drawn again;
+    where the surroundings are exhausted a candidate from anywhere takes its place, so that small
+    spaces are searched through, which ends the search.
 
     Attributes:
         population: size of the first generation.
@@ -50,9 +61,10 @@ class Evolution(Solver[EvolutionState]):
         mutants: children by mutation, a generation.
         crossovers: children by crossover, a generation.
         mutation_rate: a position's probability to change.
+        known: candidates with scores from before the search: parents from the start, not tried.
 
     Raises:
-        InvalidInput: a field is out of its range.
+        InvalidInput: a field is out of its range, or no candidate of the space is allowed.
 
     Example:
         >>> from tiller.core.budget import Budget
@@ -72,6 +84,7 @@ class Evolution(Solver[EvolutionState]):
     mutants: int = 10
     crossovers: int = 10
     mutation_rate: float = 0.1
+    known: Known = ()
 
     spaces: ClassVar[tuple[type[Space[Any]], ...]] = (Discrete,)
     divisible: ClassVar[bool] = True
@@ -90,34 +103,29 @@ class Evolution(Solver[EvolutionState]):
             raise InvalidInput(f"expected 0 < mutation_rate <= 1, got {self.mutation_rate=}")
 
     def init(self, space: Space[Any], rng: Stream) -> EvolutionState:
-        """Nobody yet."""
+        """Nobody yet, but for what is known."""
         assert isinstance(space, Discrete), "check_compatible lets no other space in"
-        nobody = tensor([], len(space.choices))
-        return EvolutionState(nobody, torch.zeros(0, dtype=torch.float64), nobody)
+        parents, scores = known_tensors(self.known, len(space.choices))
+        return EvolutionState(parents[: self.keep], scores[: self.keep], parents, 0)
 
     def ask(self, space: Space[Any], state: EvolutionState, rng: Stream) -> Choices:
-        """The next generation [n, positions]: all different, none seen before."""
+        """The next generation [n, positions]: all different, allowed, none seen before."""
         assert isinstance(space, Discrete)
-        seen = set(rows(state.seen))
-        left = space.size - len(seen)
+        unseen = Unseen(space, state.seen)
         fresh: list[Candidate] = []
-
-        def add(propose: Callable[[Generator], Candidate]) -> None:
-            fresh.append(unseen(space.choices, seen, propose, rng.next()))
-            seen.add(fresh[-1])
-
-        if len(state.parents) == 0:
-            for sampled in rows(space.sample(min(self.population, left), rng)):
-                if sampled in seen:
-                    add(partial(uniform, space.choices))
-                else:
-                    fresh.append(sampled)
-                    seen.add(sampled)
-            return tensor(fresh, len(space.choices))
-        parents = rows(state.parents)
-        kinds = [self._mutant] * self.mutants + [self._crossover] * self.crossovers
-        for kind in kinds[:left]:
-            add(partial(kind, parents, space.choices))
+        if state.generations == 0:
+            fresh = unseen.sampled(self.population, rng)
+        else:
+            parents = rows(state.parents)
+            for kind in [self._mutant] * self.mutants + [self._crossover] * self.crossovers:
+                child = unseen.proposed(partial(kind, parents, space.choices), rng)
+                if child is None:
+                    break
+                fresh.append(child)
+        if not fresh:
+            raise InvalidInput(
+                f"expected a candidate that is allowed and untried, got none: {space.describe()}"
+            )
         return tensor(fresh, len(space.choices))
 
     def _mutant(
@@ -157,11 +165,10 @@ class Evolution(Solver[EvolutionState]):
         everyone = torch.cat([state.parents, z])
         scores = torch.cat([state.scores, evaluation.score.to(state.scores)])
         order = torch.argsort(scores, descending=True, stable=True)[: self.keep]
-        return EvolutionState(everyone[order], scores[order], torch.cat([state.seen, z]))
+        seen = torch.cat([state.seen, z])
+        return EvolutionState(everyone[order], scores[order], seen, state.generations + 1)
 
     def finished(self, space: Space[Any], state: EvolutionState) -> str | None:
-        """Once the whole space was tried."""
+        """Once all that is allowed was tried."""
         assert isinstance(space, Discrete)
-        if len(state.seen) >= space.size:
-            return f"all {space.size} candidates tried"
-        return None
+        return exhausted(space, state.seen)

@@ -49,6 +49,7 @@ class Gradient(Solver[GradientState]):
             is dropped, until one is left; 0 keeps all. (Jamieson and Talwalkar 2016, successive
             halving.)
         estimator: how the gradient is had.
+        steps: steps in all; None for as many as the budget allows.
 
     Raises:
         InvalidInput: a field is out of its range.
@@ -71,6 +72,7 @@ class Gradient(Solver[GradientState]):
     population: int = 1
     halve_every: int = 0
     estimator: Estimator = Autograd()  # noqa: RUF009  # frozen, safe to share
+    steps: int | None = None
 
     spaces: ClassVar[tuple[type[Space[Any]], ...]] = (Continuous,)
 
@@ -83,6 +85,8 @@ class Gradient(Solver[GradientState]):
             raise InvalidInput(f"population must be at least 1, got {self.population=}")
         if self.halve_every < 0:
             raise InvalidInput(f"halve_every must be at least 0, got {self.halve_every=}")
+        if self.steps is not None and self.steps < 1:
+            raise InvalidInput(f"steps must be at least 1 or None, got {self.steps=}")
 
     def init(self, space: Space[Any], rng: Stream) -> GradientState:
         """The space's first `population` samples, at rest."""
@@ -111,6 +115,16 @@ class Gradient(Solver[GradientState]):
             better = evaluation.score.topk((len(z) + 1) // 2).indices.sort().values
             z, moments = z[better], tuple(m[better] for m in moments)
         return GradientState(z, moments, step)
+
+    def finished(self, space: Space[Any], state: GradientState) -> str | None:
+        """Once `steps` were made."""
+        if self.steps is not None and state.step >= self.steps:
+            return f"all {self.steps} steps made"
+        return None
+
+    def stands(self, state: GradientState) -> Points:
+        """Where the last step led [population, ...]."""
+        return state.z
 
     def gradient(self) -> Estimator:
         """The estimator."""

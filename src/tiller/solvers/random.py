@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from tiller.core.rng import Stream
 from tiller.core.shapes import Candidates
 from tiller.core.solver import Solver
 from tiller.core.space import Continuous, Discrete, Space
-from tiller.solvers._unseen import Candidate, rows, tensor, uniform, unseen
+from tiller.solvers._unseen import Known, Unseen, exhausted, known_tensors, tensor
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,17 @@ class Random(Solver[RandomState]):
     which leaves N(0, I) as it is: perturbed noise is noise, of the same norm in expectation. In a
     space that is not noise, set keep_norm=False for z' = z + radius e. The first round is the
     space's first sample and its neighbours. In a discrete space, where no distance is known, the
-    candidates are uniform draws without repeats. `best_of_n` differs: its samples are independent
-    and it moves nowhere.
+    candidates are the space's samples without repeats, uniform ones unless the space has a
+    distribution of its own. `best_of_n` differs: its samples are independent and it moves nowhere.
 
     Attributes:
         batch: candidates a round.
         radius: size of a perturbation, 0 to 1 where the norm is kept.
         keep_norm: shrink z as it is perturbed, by the equation above.
+        known: candidates of a discrete space with scores from before the search: not tried again.
 
     Raises:
-        InvalidInput: a field is out of its range.
+        InvalidInput: a field is out of its range, or no candidate of the space is allowed.
 
     Example:
         >>> from tiller.core.budget import Budget
@@ -71,6 +71,7 @@ class Random(Solver[RandomState]):
     batch: int = 4
     radius: float = 0.3
     keep_norm: bool = True
+    known: Known = ()
 
     divisible: ClassVar[bool] = True
 
@@ -82,9 +83,13 @@ class Random(Solver[RandomState]):
             raise InvalidInput(f"expected 0 < radius <= {largest:g}, got {self.radius=}")
 
     def init(self, space: Space[Any], rng: Stream) -> RandomState:
-        """Nothing tried."""
-        seen = tensor([], len(space.choices)) if isinstance(space, Discrete) else None
-        return RandomState(None, -math.inf, seen)
+        """Nothing tried, but for what is known."""
+        if not isinstance(space, Discrete):
+            return RandomState(None, -math.inf, None)
+        tried, scores = known_tensors(self.known, len(space.choices))
+        return RandomState(
+            tried[:1] if len(tried) else None, max(scores.tolist(), default=-math.inf), tried
+        )
 
     def ask(self, space: Space[Any], state: RandomState, rng: Stream) -> Candidates:
         """The best candidate's neighbours, or what is left of a discrete space [batch, ...]."""
@@ -108,17 +113,12 @@ class Random(Solver[RandomState]):
         return space.project(kept * z + self.radius * e)
 
     def _untried(self, space: Discrete[Any], seen: Tensor, rng: Stream) -> Tensor:
-        """Up to `batch` candidates outside `seen`; the first round's are the space's samples."""
-        taken: set[Candidate] = set(rows(seen))
-        wanted = min(self.batch, space.size - len(taken))
-        fresh: list[Candidate] = []
-        for sampled in rows(space.sample(wanted, rng)):
-            candidate = sampled
-            if candidate in taken:
-                draw = partial(uniform, space.choices)
-                candidate = unseen(space.choices, taken, draw, rng.next())
-            taken.add(candidate)
-            fresh.append(candidate)
+        """Up to `batch` allowed candidates outside `seen`, from the space's samples."""
+        fresh = Unseen(space, seen).sampled(self.batch, rng)
+        if not fresh:
+            raise InvalidInput(
+                f"expected a candidate that is allowed and untried, got none: {space.describe()}"
+            )
         return tensor(fresh, len(space.choices))
 
     def tell(
@@ -136,7 +136,8 @@ class Random(Solver[RandomState]):
         return RandomState(best, score, seen)
 
     def finished(self, space: Space[Any], state: RandomState) -> str | None:
-        """Once a discrete space was tried through."""
-        if state.seen is not None and isinstance(space, Discrete) and len(state.seen) >= space.size:
-            return f"all {space.size} candidates tried"
-        return None
+        """Once all that is allowed of a discrete space was tried."""
+        if state.seen is None:
+            return None
+        assert isinstance(space, Discrete)
+        return exhausted(space, state.seen)

@@ -73,6 +73,11 @@ class ContinuousProduct(Continuous[tuple[Any, ...]]):
         pairs = zip(self.spaces, self._split(z), strict=True)
         return torch.cat([space.project(part).flatten(1) for space, part in pairs], dim=1)
 
+    def notes(self, z: Tensor, score: Tensor) -> dict[str, Any]:
+        """The parts' own."""
+        pairs = zip(self.spaces, self._split(z), strict=True)
+        return {k: v for space, part in pairs for k, v in space.notes(part, score).items()}
+
     def _split(self, z: Tensor) -> list[Tensor]:
         """z [n, d] as one [n, *shape] a space."""
         parts = torch.split(z, [space.dimension for space in self.spaces], dim=1)
@@ -101,8 +106,25 @@ class DiscreteProduct(Discrete[tuple[Any, ...]]):
 
     def decode(self, z: Choices) -> tuple[Any, ...]:
         """Each part's own decoding."""
+        return tuple(space.decode(part) for space, part in self._pairs(z))
+
+    def canonical(self, z: Choices) -> Choices:
+        """Each part's own representative."""
+        return torch.cat([space.canonical(part) for space, part in self._pairs(z)], dim=1)
+
+    def allows(self, z: Choices) -> Tensor:
+        """What all parts allow."""
+        return torch.stack([space.allows(part) for space, part in self._pairs(z)]).all(dim=0)
+
+    def notes(self, z: Choices, score: Tensor) -> dict[str, Any]:
+        """The parts' own."""
+        pairs = self._pairs(z)
+        return {k: v for space, part in pairs for k, v in space.notes(part, score).items()}
+
+    def _pairs(self, z: Tensor) -> list[tuple[Discrete[Any], Tensor]]:
+        """Each space with its positions of z [n, positions]."""
         parts = torch.split(z, [len(space.choices) for space in self.spaces], dim=1)
-        return tuple(space.decode(part) for space, part in zip(self.spaces, parts, strict=True))
+        return list(zip(self.spaces, parts, strict=True))
 
     def describe(self) -> str:
         """The parts."""
