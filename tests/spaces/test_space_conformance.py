@@ -13,9 +13,11 @@ import tiller.spaces
 from tiller.core.rng import Stream
 from tiller.core.space import Space, starting_at
 from tiller.models.base import Conditioning
+from tiller.models.inputs import Inputs
 from tiller.models.loader import load_model
 from tiller.spaces.affixes import Affixes
 from tiller.spaces.insertion import AffixedPrompt, Words
+from tiller.spaces.lora import Layout, Lora
 from tiller.spaces.noise import Noise
 from tiller.spaces.product import product
 from tiller.spaces.texts import Texts
@@ -27,6 +29,7 @@ CONDITIONING = Conditioning(torch.zeros(1, 3, 5), torch.ones(1, 3, 5))
 
 WORDS = Words.of(Conditioning(torch.ones(1, 7, 4), torch.ones(1, 7, 4)), 3)
 NOISE = torch.ones(1, 2, 2, 2, 2)
+LAYOUT = Layout(("a.lora_A.weight", "a.lora_B.weight"), ((2, 3), (2, 2)))
 
 SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
     "affixes": lambda: [
@@ -43,6 +46,10 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
             NOISE,
             moving=Noise((2, 2, 2, 2), CONDITIONING, trust=1.0),
         ),
+    ],
+    "lora": lambda: [
+        Lora(LAYOUT, Inputs(NOISE, CONDITIONING)),
+        Lora(LAYOUT, Inputs(NOISE, CONDITIONING), start=torch.arange(10.0), dtype=torch.float64),
     ],
     "noise": lambda: [Noise((1, 2, 4, 4), CONDITIONING), Noise((3, 2, 4, 4), CONDITIONING)],
     "product": lambda: [
