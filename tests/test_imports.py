@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"core"},
     "runs": {"core"},
     "executors": {"core"},
+    "concepts": {"core", "models", "spaces", "rewards", "solvers", "runs", "learning"},
     "tasks": {"core", "models.base", "rewards", "runs", "executors"},
     "automl": {"core", "solvers", "runs", "executors", "llm"},
     # Suites and fakes of a layer, and nothing above it.
@@ -159,6 +160,7 @@ def test_nothing_unpickles_and_nothing_needs_torchvision(name: str) -> None:
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and ast.unparse(node.func) in ("torch.load", "numpy.load", "np.load", "pickle.loads")
+        and not (name == "models.pickled_tensors" and "weights_only=True" in ast.unparse(node))
     ]
     assert not loads, f"tiller.{name} reads files that may hold pickles, lines {loads}"
 

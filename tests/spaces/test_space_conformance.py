@@ -16,6 +16,7 @@ from tiller.models.base import Conditioning
 from tiller.models.inputs import Inputs
 from tiller.models.loader import load_model
 from tiller.spaces.affixes import Affixes
+from tiller.spaces.concept import ConceptSpace
 from tiller.spaces.insertion import AffixedPrompt, Words
 from tiller.spaces.lora import Layout, Lora
 from tiller.spaces.noise import Noise
@@ -52,6 +53,10 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
         Lora(LAYOUT, Inputs(NOISE, CONDITIONING), start=torch.arange(10.0), dtype=torch.float64),
     ],
     "noise": lambda: [Noise((1, 2, 4, 4), CONDITIONING), Noise((3, 2, 4, 4), CONDITIONING)],
+    "concept": lambda: [
+        ConceptSpace((torch.ones(1, 5),), torch.randn(5, 3)),
+        ConceptSpace((torch.ones(2, 5), torch.zeros(2, 3))),
+    ],
     "product": lambda: [
         product(FakeBox((2,), dtype=torch.float32), Noise((2, 2, 2, 2), CONDITIONING)),
         product(FakeChoices((3, 3)), FakeChoices((2,))),

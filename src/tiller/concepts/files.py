@@ -1,0 +1,80 @@
+"""Writing concepts for other programs; `tiller.models.concept_files` reads them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+from tiller.models.concept_files import FIRST, SDXL, SECOND
+from tiller.models.concepts import Concept
+from tiller.runs.files import explained, write_atomically
+
+FORMATS = ("diffusers", "a1111", "comfyui")
+
+
+def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -> list[Path]:
+    """Write `concept` for another program; returns the files, all in `folder`.
+
+    A1111 and ComfyUI call a concept by its file's name, which is the token without brackets.
+
+    Raises:
+        InvalidInput: an unknown format, or three text encoders.
+        RunError: a file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> duck = Concept("<duck>", (torch.zeros(2, 768),))
+        >>> [path.name for path in write_concept(duck, tempfile.mkdtemp(), "a1111")]
+        ['duck.safetensors']
+    """
+    files = encoded(concept, to)
+    target = Path(folder).expanduser().absolute()
+    with explained(target, "make the concept's folder"):
+        target.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        write_atomically(target / name, data, f"write {name}")
+    return [target / name for name in files]
+
+
+def encoded(concept: Concept, to: str) -> dict[str, bytes]:
+    """The files of a format as bytes, by name.
+
+    Raises:
+        InvalidInput: as `write_concept`.
+    """
+    if to not in FORMATS:
+        raise InvalidInput(f"unknown format {to!r}; expected one of {', '.join(FORMATS)}")
+    if len(concept.vectors) > len(SDXL):
+        raise InvalidInput(
+            f"these formats hold a concept of one or two text encoders, {concept.token} has "
+            f"{len(concept.vectors)}"
+        )
+    if to == "diffusers":
+        named = zip((FIRST, SECOND), concept.vectors, strict=False)
+        return {name: _saved({concept.token: vectors}, concept) for name, vectors in named}
+    keys = ("emb_params",) if len(concept.vectors) == 1 else SDXL
+    tensors = dict(zip(keys, concept.vectors, strict=True))
+    return {f"{file_name(concept.token)}.safetensors": _saved(tensors, concept)}
+
+
+def _saved(tensors: dict[str, Tensor], concept: Concept) -> bytes:
+    from safetensors.torch import save
+
+    about = json.dumps({**concept.about, "token": concept.token})
+    plain = {name: vectors.contiguous() for name, vectors in tensors.items()}
+    return save(plain, {"format": "pt", "tiller": about})
+
+
+def file_name(token: str) -> str:
+    """A token as a file's name: its brackets and what no file system takes left out.
+
+    Example:
+        >>> file_name("<my/duck>")
+        'my-duck'
+    """
+    inner = token.strip("<>[]{}()")
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in inner).strip(".-")
+    return safe or "concept"

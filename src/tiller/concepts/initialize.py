@@ -1,0 +1,103 @@
+"""Where a concept's search begins: e0, the general condition initialization of the paper.
+
+Source: Fei et al. 2023, "Gradient-free textual inversion", section 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiller.concepts.vocabulary import Words, embedded
+from tiller.core.errors import InvalidInput
+from tiller.models.base import FrozenModel
+from tiller.rewards._tower import Tower
+
+BATCH = 256  # sentences that go through the CLIP at once
+
+
+def attended(similarity: Tensor, tables: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    """e0 [D_e] for each text encoder: equation 4, rescaled to the length of a word.
+
+        e0 = 1/N sum_i sum_v softmax_v(temperature s_iv) e_v,   then |e0| = median_v |e_v|
+
+    Without a temperature the weights are nearly even, because cosines are, and e0 is the mean of
+    the vocabulary: CLIP's own scale is 100. A mean of many words is shorter than any of them, and
+    the text encoder adds positions to it, so its length is put back.
+
+    Args:
+        similarity: [N, V] cosines of pictures and words.
+        tables: [V, D_e] the words' embeddings.
+        temperature: what cosines are multiplied by.
+
+    Example:
+        >>> words = torch.eye(3)
+        >>> attended(torch.tensor([[1.0, 0.0, 0.0]]), [words], 100.0)[0].tolist()
+        [1.0, 0.0, 0.0]
+    """
+    weights = (temperature * similarity.double()).softmax(dim=1).mean(0)
+    found = []
+    for table in tables:
+        mixed = weights @ table.double()
+        length = table.double().norm(dim=1).median()
+        found.append((mixed * (length / mixed.norm().clamp(min=1e-12))).float())
+    return found
+
+
+@torch.no_grad()
+def similarities(
+    tower: Tower, pictures: Tensor, words: Words, sentence: str
+) -> tuple[Tensor, list[str]]:
+    """Cosines [N, V] of pictures [N, 3, H, W] with `sentence` about each word, and the best words.
+
+    The sentences go through the CLIP in batches of one length, so that none is padded.
+    """
+    pixels = pictures.to(tower.model.device)
+    seen = tower.embed_images(pixels)
+    said = embed_sentences(tower, [sentence.replace("{}", name) for name in words.names])
+    similarity = (seen @ said.T).float().cpu()
+    best = similarity.mean(0).topk(min(5, len(words.names))).indices.tolist()
+    return similarity, [words.names[i] for i in best]
+
+
+@torch.no_grad()
+def embed_sentences(tower: Tower, sentences: Sequence[str]) -> Tensor:
+    """Unit vectors [n, D] of many sentences, in batches of equal length."""
+    ids = tower.tokenizer(list(sentences), truncation=True, max_length=tower.limit).input_ids
+    by_length: dict[int, list[int]] = {}
+    for i, own in enumerate(ids):
+        by_length.setdefault(len(own), []).append(i)
+    found: dict[int, Tensor] = {}
+    for rows in by_length.values():
+        for first in range(0, len(rows), BATCH):
+            part = rows[first : first + BATCH]
+            batch = torch.tensor([ids[i] for i in part], device=tower.model.device)
+            out: Any = tower.model.get_text_features(input_ids=batch)
+            features = out if isinstance(out, Tensor) else out.pooler_output
+            found.update(zip(part, F.normalize(features, dim=-1), strict=True))
+    return torch.stack([found[i] for i in range(len(ids))])
+
+
+def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
+    """e0 [k, D_e] of words that the user names: each pseudo-word gets one, in turn.
+
+    A word of several tokens is their mean.
+
+    Raises:
+        InvalidInput: no word.
+    """
+    named = phrases.split()
+    if not named:
+        raise InvalidInput(f"expected a word to begin with, such as bird; got {phrases!r}")
+    rows = [embedded(model, named[i % len(named)]) for i in range(tokens)]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def at_random(words: Words, tokens: int, generator: torch.Generator) -> list[Tensor]:
+    """e0 [k, D_e] of words drawn from the vocabulary: the paper's "without initialization"."""
+    picks = torch.randint(len(words.names), (tokens,), generator=generator)
+    return [table[picks] for table in words.tables]

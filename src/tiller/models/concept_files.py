@@ -1,0 +1,122 @@
+"""Reading concepts that diffusers, A1111, ComfyUI or Tiller wrote (`tiller.concepts.files` writes).
+
+| format | file | inside |
+| --- | --- | --- |
+| diffusers | `learned_embeds.safetensors`, for a second encoder `learned_embeds_2.safetensors` | the token: [k, D] |
+| a1111, comfyui | `NAME.safetensors`, the name is the token | `emb_params` [k, D]; for two encoders (SDXL) `clip_l` and `clip_g` |
+| a1111, older | `NAME.pt` | `string_to_param`: `*`: [k, D], and `name` |
+| diffusers, older | `learned_embeds.bin` | the token: [D] |
+"""  # noqa: E501  # a table
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput
+from tiller.models.concepts import Concept
+from tiller.models.pickled_tensors import MOST_BYTES, read_pickled
+
+FIRST, SECOND = "learned_embeds.safetensors", "learned_embeds_2.safetensors"
+PICKLED = (".pt", ".bin")
+SDXL = ("clip_l", "clip_g")  # in the order of the pipeline's text encoders
+
+
+def read_concept(path: str | Path, token: str | None = None) -> Concept:
+    """The concept in a file, or in a folder that holds `learned_embeds.safetensors`.
+
+    Args:
+        path: any of the formats above, or a run's folder.
+        token: what stands for it, in place of what the file says; A1111's files have only their
+            name, which becomes `<name>`.
+
+    Raises:
+        InvalidInput: no such file, not one concept in it, or a pickle that is none of tensors.
+
+    Example:
+        >>> duck = read_concept("runs/20260101-120000-gfti-1a2b3c4d")       # doctest: +SKIP
+        >>> duck.token, duck.widths                                         # doctest: +SKIP
+        ('<duck>', (192,))
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        folder, file = file, file / FIRST
+        if not file.is_file():
+            raise InvalidInput(f"expected {FIRST} in the folder {str(folder)!r}, there is none")
+    if not file.is_file():
+        raise InvalidInput(f"expected a concept's file at {str(file)!r}, there is none")
+    data, about = _read(file)
+    named, vectors = _found(data, file)
+    second = file.with_name(file.name.replace(FIRST, SECOND))
+    if second != file and second.is_file():
+        vectors = (*vectors, *_found(_read(second)[0], second)[1])
+    given = token or about.get("token") or named or f"<{file.stem}>"
+    plain = tuple(v.detach().to("cpu", torch.float32).contiguous() for v in vectors)
+    return Concept(given, plain, about)
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    """What is in the file, and what a file of ours says about itself."""
+    if path.suffix in PICKLED:
+        return read_pickled(path), {}
+    if path.suffix != ".safetensors":
+        raise InvalidInput(
+            f"expected a concept as .safetensors, .pt or .bin, got {path.name!r}; a picture is "
+            "what `tiller concept learn` takes"
+        )
+    from safetensors import SafetensorError, safe_open
+
+    if path.stat().st_size > MOST_BYTES:
+        raise InvalidInput(
+            f"expected an embedding file, got {path.name} with {path.stat().st_size >> 20} MB; "
+            "is it a model?"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            own = json.loads((file.metadata() or {}).get("tiller", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InvalidInput(f"{path.name} is no safetensors file, or damaged: {error}") from error
+    about = own if isinstance(own, dict) else {}
+    return tensors, {str(k): str(v) for k, v in about.items()}
+
+
+def _found(data: Any, path: Path) -> tuple[str | None, tuple[Tensor, ...]]:
+    """The token that the data names, if any, and the vectors of each text encoder.
+
+    Raises:
+        InvalidInput: it has not the structure of one concept.
+    """
+    if isinstance(data, Mapping) and "string_to_param" in data:
+        inner = data["string_to_param"]
+        if not isinstance(inner, Mapping) or list(inner) != ["*"]:
+            raise InvalidInput(f"{path.name}: expected string_to_param with '*' alone")
+        name = data.get("name")
+        token = f"<{name}>" if isinstance(name, str) and name.strip() else None
+        return token, (_vectors(inner["*"], path),)
+    if not isinstance(data, Mapping):
+        raise InvalidInput(f"{path.name}: expected named tensors, got {type(data).__name__}")
+    if set(SDXL) <= set(data):
+        return None, tuple(_vectors(data[key], path) for key in SDXL)
+    if len(data) != 1:
+        names = ", ".join(map(str, list(data)[:4])) or "nothing"
+        raise InvalidInput(
+            f"{path.name}: expected one concept, got {len(data)} tensors ({names}); give a file "
+            "of each"
+        )
+    ((name, tensor),) = data.items()
+    plain = name in ("emb_params", *SDXL) or not isinstance(name, str)
+    return None if plain else name, (_vectors(tensor, path),)
+
+
+def _vectors(value: Any, path: Path) -> Tensor:
+    """[k, D] of a tensor [k, D] or [D]."""
+    if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.is_floating_point():
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InvalidInput(f"{path.name}: expected vectors [k, D] or [D], got {shape}")
+    return value[None] if value.ndim == 1 else value
