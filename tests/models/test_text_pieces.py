@@ -138,7 +138,7 @@ def test_with_the_bundled_model(emoji: FrozenModel) -> None:
 def test_fixed_pieces_are_the_ordinary_text_from_the_cache(clip: FrozenModel) -> None:
     calls: list[int] = []
     expected = clip.encode(["a red cat", ""], ["dull"])
-    hook = clip.text_encoder.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
+    hook = clip.pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
     found = clip.encode_pieces([["a red cat"], []], [["dull"]])
     clip.encode_pieces([["a red", "cat"]], [["dull"]])
     hook.remove()
@@ -158,7 +158,7 @@ def test_a_population_is_one_forward_and_its_rows_are_their_own(clip: FrozenMode
         for concept in concepts
         for template in ("a photo of", "the")
     ]
-    hook = clip.text_encoder.register_forward_hook(  # type: ignore[attr-defined]
+    hook = clip.pipeline.text_encoder.register_forward_hook(  # type: ignore[attr-defined]
         lambda module, args, output: shapes.append(len(output[0]))
     )
     together = clip.encode_pieces(texts).prompt_embeds
@@ -265,7 +265,7 @@ def test_half_precision_stays_exact() -> None:
 
 def test_the_encoder_is_left_as_it_was(clip: FrozenModel) -> None:
     """Also when it fails in between."""
-    embedding = clip.text_encoder.get_input_embeddings()  # type: ignore[attr-defined]
+    embedding = clip.pipeline.text_encoder.get_input_embeddings()  # type: ignore[attr-defined]
     text = ["a", weighted(COLOURS, 0.4, 0.3, 0.2, 0.1)]
     clip.encode_pieces([text])
     assert not embedding._forward_hooks
@@ -273,7 +273,7 @@ def test_the_encoder_is_left_as_it_was(clip: FrozenModel) -> None:
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    hook = clip.text_encoder.encoder.register_forward_pre_hook(fail)  # type: ignore[attr-defined]
+    hook = clip.pipeline.text_encoder.encoder.register_forward_pre_hook(fail)  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
         clip.encode_pieces([text])
     hook.remove()
@@ -329,7 +329,7 @@ def test_learned_tokens_that_cannot_be(vectors: Any, says: str) -> None:
 def test_what_is_made_for_another_model_is_refused(clip: FrozenModel) -> None:
     with pytest.raises(InvalidInput, match="width 16 for text encoder 1, got 768"):
         clip.encode_pieces([["a", Tokens((torch.zeros(1, 768),))]])
-    with pytest.raises(InvalidInput, match="vectors for 1 text encoder, got 2"):
+    with pytest.raises(InvalidInput, match="vectors for 1 text encoders, got 2"):
         clip.encode_pieces([["a", Tokens((torch.zeros(1, 16), torch.zeros(1, 16)))]])
 
 

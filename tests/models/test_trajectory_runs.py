@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -20,7 +20,7 @@ from tiller.models import (
     Trajectory,
     load_model,
 )
-from tiller.models.schedulers import NAMES
+from tiller.models.schedulers import CLASSES, DRAWING, NAMES
 from tiller.testing.fake_pipeline import fake_pipeline
 
 SETTINGS = SamplerSettings(5, 4.0, 1.0, 16, 16)
@@ -79,8 +79,8 @@ class PointMass(FrozenModel):
 @pytest.mark.parametrize("scheduler", NAMES)
 def test_x0_estimates_of_a_point_mass_are_the_point(scheduler: str, prediction_type: str) -> None:
     """At every step of every scheduler, and as the end of every shortcut."""
-    if (scheduler, prediction_type) == ("pndm", "sample"):
-        pytest.skip("diffusers' PNDM has no x0 prediction")
+    if prediction_type == "sample" and scheduler in ("pndm", "euler_a"):
+        pytest.skip("diffusers' PNDM and ancestral Euler have no x0 prediction")
     model = PointMass(prediction_type)
     path = Trajectory(model, replace(model.defaults, scheduler=scheduler))
     noise, conditioning = noises(path, 0, 1), model.encode(["", ""])
@@ -118,8 +118,49 @@ def test_slots_are_the_steps_with_a_variance(
 
 
 @pytest.mark.parametrize("scheduler", NAMES[1:])
-def test_other_schedulers_have_one_slot(model: Any, scheduler: str) -> None:
-    assert Trajectory(model, replace(SETTINGS, scheduler=scheduler)).noise_shape == (1, 4, 8, 8)
+def test_other_schedulers_have_one_slot_or_one_a_step_but_the_last(
+    model: Any, scheduler: str
+) -> None:
+    slots = 5 if CLASSES[scheduler] in DRAWING else 1
+    path = Trajectory(model, replace(SETTINGS, scheduler=scheduler))
+    assert path.noise_shape == (slots, 4, 8, 8)
+    if scheduler != "pndm":  # which takes more than one
+        one = Trajectory(model, replace(SETTINGS, scheduler=scheduler, num_inference_steps=1))
+        assert one.noise_shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
+def test_noise_that_a_scheduler_draws_itself_is_an_input(model: Any, scheduler: str) -> None:
+    """Every slot counts, linearly at the last one, and nothing else is random."""
+    path = Trajectory(model, replace(SETTINGS, scheduler=scheduler, guidance_scale=1.0))
+    noise, words = noises(path, 0), model.encode(["a cat"])
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    whole = path.run(noise, words)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(path.run(noise, words), whole)
+    moved = noise.clone().requires_grad_()
+    path.run(moved, words, gradient=Gradient.full()).square().sum().backward()
+    assert moved.grad is not None
+    assert (moved.grad[0].flatten(1).abs().amax(1) > 0).all()
+    # The last noisy step alone: x = mean + deviation * noise.
+    index = path.noisy_steps[-1]
+    mean, deviation = path.transition(index, noise[:, 0], words)
+    assert deviation > 0
+    assert not mean.isnan().any()
+
+
+def test_timesteps_in_the_trailing_order_start_at_pure_noise(model: Any) -> None:
+    """As few-step models are configured; one step of DDIM then is the x0 estimate itself."""
+    pipeline = fake_pipeline(set_alpha_to_one=True)
+    config = pipeline.scheduler.config
+    pipeline.scheduler = DDIMScheduler.from_config(config, timestep_spacing="trailing")
+    path = Trajectory(load_model(pipeline), SamplerSettings(1, 1.0, 0.0, 16, 16))
+    assert path.timesteps.tolist() == [999]
+    words = path.model.encode(["a cat"])
+    estimates: list[Tensor] = []
+    out = path.run(noises(path, 0), words, hook=lambda i, x, x0: estimates.append(x0) or x)
+    assert torch.equal(out, estimates[0])
 
 
 def test_noise_is_drawn_slot_by_slot(model: Any) -> None:
@@ -244,10 +285,10 @@ def test_sizes_and_schedules_that_cannot_be(model: Any) -> None:
         Trajectory(model, replace(SETTINGS, num_inference_steps=2000))
 
 
-def test_schedulers_with_noise_of_their_own_are_refused() -> None:
+def test_other_schedulers_are_refused() -> None:
     pipeline = fake_pipeline()
-    pipeline.scheduler = EulerAncestralDiscreteScheduler()
-    with pytest.raises(InvalidInput, match="EulerAncestralDiscreteScheduler is not supported"):
+    pipeline.scheduler = DDPMScheduler()
+    with pytest.raises(InvalidInput, match="DDPMScheduler is not supported"):
         load_model(pipeline)
     assert load_model(pipeline, scheduler="ddim").defaults.scheduler == "ddim"
     pipeline.scheduler = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")

@@ -75,7 +75,8 @@ class Conditioning:
         negative_prompt_embeds: [n, L, D] of the unconditional branch; None where there is none.
         pooled_prompt_embeds: [n, P], for models that take a pooled state as well (SDXL).
         negative_pooled_prompt_embeds: [n, P].
-        time_ids: [n, 6] sizes and crops, the same in both branches (SDXL).
+        time_ids: [n, 6] sizes and crops, the same in both branches (SDXL); by default the drawn
+            picture's size, uncropped.
     """
 
     prompt_embeds: Tensor
@@ -159,17 +160,22 @@ class FrozenModel(ABC):
         device: where the weights are.
         dtype: of the weights and latents.
         scheduler: the diffusers scheduler that the model came with; a template, never stepped.
+        pipeline_class: the diffusers pipeline that draws what this draws, for exports; "" if none.
+        guidance_input: whether the network takes the guidance scale as an input (latent
+            consistency models), so that there is no unconditional branch.
     """
 
     name: str
     source: str | None
-    options: dict[str, str | None]
+    options: dict[str, Any]
     defaults: SamplerSettings
     latent_shape: tuple[int, int, int]
     latent_scale: int
     device: torch.device
     dtype: torch.dtype
     scheduler: Any
+    pipeline_class: str = ""
+    guidance_input: bool = False
 
     @abstractmethod
     def encode(
@@ -185,15 +191,17 @@ class FrozenModel(ABC):
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        guidance_scale: float | None = None,
     ) -> Tensor:
         """The network's raw prediction [m, C, h, w] (epsilon, v or x0) of latents at timestep t.
 
         Args:
             latents: [m, C, h, w], already scaled by the scheduler.
-            t: the timestep, no dimension.
+            t: the timestep, no dimension; the networks of diffusers also take one a row, [m].
             prompt_embeds: [m, L, D].
             pooled_prompt_embeds: [m, P], where the model takes one.
-            time_ids: [m, 6], where the model takes them.
+            time_ids: [m, 6], where the model takes them; by default those of the latents' size.
+            guidance_scale: s, where the model takes it as an input.
         """
 
     def encode_pieces(
@@ -241,6 +249,16 @@ class FrozenModel(ABC):
         """[V, D_e] the frozen input embeddings of each text encoder's vocabulary."""
         raise InvalidInput(
             f"the model {self.name!r} has no token embeddings; use one with a text encoder"
+        )
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents [n, C, h, w], scaled as `denoise` reads them, of images [n, 3, H, W] in [0, 1].
+
+        Where the encoder gives a distribution this is its mean. Without a graph.
+        """
+        raise InvalidInput(
+            f"the model {self.name!r} cannot encode images; use one with a VAE, e.g. Stable "
+            f"Diffusion, got {len(images)} images"
         )
 
     def fingerprint(self) -> str:

@@ -1,36 +1,38 @@
-"""Stable Diffusion 1.x and 2.x pipelines as frozen models.
+"""A diffusers pipeline of CLIP text encoders, a UNet and a VAE as a frozen model.
 
 The components are the pipeline's own and do their own work; this file only calls them with a
-graph where one is wanted. SDXL is the same three functions with a second encoder's states
-concatenated and `pooled_prompt_embeds` and `time_ids` filled in; `Conditioning` and `denoise` carry
-them already.
+graph where one is wanted. What the families differ in is in `stable_diffusion.py` and `sdxl.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
-from tiller.models.pieces import Text, Tokens, checked, plain, readable
+from tiller.models.pieces import Text, checked, plain, readable
 from tiller.models.schedulers import name_of, named
 from tiller.models.text_encoder import TextEncoder, Weights
 
-SUPPORTED = ("StableDiffusionPipeline",)
-"""Classes of diffusers pipelines that can be steered."""
-
 CACHED_PROMPTS = 4096  # encodings that are kept; [77, 768] in float32 is 237 kB
 
+Encoding = tuple[Tensor, ...]
+"""What the text encoders say of one text: states [L, D] and, of SDXL, a pooled state [P]."""
 
-class StableDiffusion(FrozenModel):
-    """A `diffusers.StableDiffusionPipeline` with its weights frozen.
+_FIELDS = ("prompt_embeds", "pooled_prompt_embeds")
+
+
+class LatentDiffusion(FrozenModel):
+    """A diffusers pipeline with its weights frozen.
 
     The pipeline object is kept as `pipeline`; its weights get `requires_grad_(False)` and `eval()`,
     nothing else about it changes.
@@ -40,13 +42,18 @@ class StableDiffusion(FrozenModel):
         name: for messages.
         source: what `load_model` can load again, for run records.
         options: what else it was given.
-        defaults: fields of `SamplerSettings` that it was made for; the others are 50 steps,
-            guidance 7.5, its own scheduler and its UNet's size.
+        defaults: fields of `SamplerSettings` that it was made for; the others are the pipeline
+            call's own steps and guidance, its own scheduler and its UNet's size.
         scheduler: replace the scheduler by the one of this name.
 
     Raises:
         InvalidInput: a pipeline, UNet or scheduler that is not supported.
     """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    """Of the names of the pipeline's tokenizers and text encoders."""
+    call_defaults: ClassVar[Mapping[str, Any]]
+    """The steps and the guidance of the pipeline's own `__call__`."""
 
     def __init__(
         self,
@@ -58,25 +65,28 @@ class StableDiffusion(FrozenModel):
         defaults: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
     ) -> None:
-        _refuse_unsupported(pipeline)
+        _refuse_unsupported(pipeline, self.suffixes)
         self.pipeline = pipeline
+        self.pipeline_class = type(pipeline).__name__
         self.name = name
         self.source = source
         self.options = dict(options or {})
-        self.text_encoder = pipeline.text_encoder
         self.unet = pipeline.unet
         self.vae = pipeline.vae
-        for part in (self.text_encoder, self.unet, self.vae):
+        self._readers = _readers(pipeline, self.suffixes)
+        for part in self._parts():
             part.requires_grad_(False).eval()
         self.device = self.unet.device
         self.dtype = self.unet.dtype
         self.latent_scale = int(pipeline.vae_scale_factor)
+        self.guidance_input = self.unet.config.time_cond_proj_dim is not None
         self.scheduler = (
             pipeline.scheduler if scheduler is None else named(pipeline.scheduler, scheduler)
         )
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         own: dict[str, Any] = {
+            **self.call_defaults,
             "height": height * self.latent_scale,
             "width": width * self.latent_scale,
             "scheduler": name_of(self.scheduler),
@@ -90,17 +100,13 @@ class StableDiffusion(FrozenModel):
             self.defaults.height // self.latent_scale,
             self.defaults.width // self.latent_scale,
         )
-        self._reader = TextEncoder(
-            pipeline.tokenizer,
-            pipeline.text_encoder,
-            lambda text: pipeline.maybe_convert_prompt(text, pipeline.tokenizer),
-        )
-        self._encodings: OrderedDict[str, Tensor] = OrderedDict()
+        self._zero_without_words = False
+        self._encodings: OrderedDict[str, Encoding] = OrderedDict()
 
     def encode(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None
     ) -> Conditioning:
-        """The text encoder's states [n, L, D] of n prompts and of their negative prompts.
+        """The text encoders' states [n, L, D] of n prompts and of their negative prompts.
 
         Each distinct text is encoded once, on its own, so the result does not depend on what else
         was asked for. Longer texts than the encoder can take are cut, with a `UserWarning` that
@@ -118,65 +124,51 @@ class StableDiffusion(FrozenModel):
             [""] if negative_prompts is None else negative_prompts, "negative_prompts"
         )
         _check_number(len(negative), len(positive))
-        unconditional = [self._encoding(text) for text in negative]
-        if len(unconditional) < len(positive):
-            unconditional *= len(positive)
-        return Conditioning(
-            torch.stack([self._encoding(text) for text in positive]), torch.stack(unconditional)
+        return _conditioning(
+            [self._encoding(text) for text in positive],
+            [self._unconditional(self._encoding(text), not text.strip()) for text in negative],
         )
 
     def encode_pieces(
         self, prompts: Sequence[Text], negative_prompts: Sequence[Text] | None = None
     ) -> Conditioning:
-        """The text encoder's states [n, L, D] of texts made of pieces; see `FrozenModel`."""
+        """The text encoders' states of texts made of pieces; see `FrozenModel.encode_pieces`."""
         positive = checked(prompts, "prompts")
         negative = checked(
             [[]] if negative_prompts is None else negative_prompts, "negative_prompts"
         )
         _check_number(len(negative), len(positive))
-        states = self._mixed([*positive, *negative])
-        unconditional = states[len(positive) :]
-        if len(unconditional) < len(positive):
-            unconditional *= len(positive)
-        return Conditioning(torch.stack(states[: len(positive)]), torch.stack(unconditional))
+        texts = [*positive, *negative]
+        fixed = [plain(text) for text in texts]
+        rest = [text for text, whole in zip(texts, fixed, strict=True) if whole is None]
+        weights = Weights(rest, self.device)
+        mixed = iter(self._mixed(rest, weights) if rest else ())
+        found = [next(mixed) if whole is None else self._encoding(whole) for whole in fixed]
+        unconditional = [
+            self._unconditional(encoding, weights.without_words(text))
+            for encoding, text in zip(found[len(positive) :], negative, strict=True)
+        ]
+        return _conditioning(found[: len(positive)], unconditional)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens of each text are read, both ends included, after truncation."""
-        return self._reader.lengths(_texts(prompts, "prompts"))
+        """How many tokens of each text are read, ends included; the most of two encoders."""
+        texts = _texts(prompts, "prompts")
+        return [max(n) for n in zip(*(r.lengths(texts) for r in self._readers), strict=True)]
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:
-        """The tokenizer."""
-        return (self._reader.tokenizer,)
+        """The tokenizer of each text encoder."""
+        return tuple(reader.tokenizer for reader in self._readers)
 
     @property
     def token_embeddings(self) -> tuple[Tensor, ...]:
-        """[V, D] the text encoder's frozen input embeddings."""
-        return (self._reader.table,)
-
-    def denoise(
-        self,
-        latents: Tensor,
-        t: Tensor,
-        prompt_embeds: Tensor,
-        pooled_prompt_embeds: Tensor | None = None,
-        time_ids: Tensor | None = None,
-    ) -> Tensor:
-        """The UNet's prediction [m, C, h, w] for latents [m, C, h, w] and states [m, L, D]."""
-        if pooled_prompt_embeds is not None or time_ids is not None:
-            raise InvalidInput(
-                "Stable Diffusion 1.x and 2.x take prompt_embeds alone; got pooled_prompt_embeds "
-                "or time_ids, which are SDXL's"
-            )
-        out: Tensor = self.unet(latents, t, encoder_hidden_states=prompt_embeds, return_dict=False)[
-            0
-        ]
-        return out
+        """[V, D_e] the frozen input embeddings of each text encoder."""
+        return tuple(reader.table for reader in self._readers)
 
     def fingerprint(self) -> str:
         """A hash of the dtype and of a thousandth of each weight: milliseconds at any size."""
         digest = hashlib.blake2b(str(self.dtype).encode(), digest_size=8)
-        for part in (self.text_encoder, self.unet, self.vae):
+        for part in self._parts():
             for name, weight in part.named_parameters():
                 some = weight.detach().flatten()[:: max(1, weight.numel() // 1000 or 1)][:1000]
                 digest.update(name.encode() + some.float().cpu().numpy().tobytes())
@@ -184,52 +176,100 @@ class StableDiffusion(FrozenModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [n, 3, H, W] in [0, 1], in float32 at least, of latents [n, C, h, w]."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        scaled = self._unscaled(latents.to(self.vae.dtype))
         image: Tensor = self.vae.decode(scaled, return_dict=False)[0]
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         return (image / 2 + 0.5).clamp(0, 1)
 
-    def _encoding(self, text: str) -> Tensor:
-        """The states [L, D] of one text, from the cache where it was seen before."""
+    @abstractmethod
+    def _read(self, outputs: Sequence[Any]) -> Encoding:
+        """From the output of each text encoder for n texts: states [n, L, D] and what else."""
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Latents [n, C, h, w] as the VAE takes them."""
+        scaled: Tensor = latents / self.vae.config.scaling_factor
+        return scaled
+
+    def _parts(self) -> tuple[Any, ...]:
+        return (*(reader.encoder for reader in self._readers), self.unet, self.vae)
+
+    def _timestep_condition(self, guidance_scale: float | None, m: int) -> Tensor | None:
+        """[m, E] of a UNet that takes the guidance scale as an input, else None."""
+        if not self.guidance_input:
+            return None
+        scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
+        embedding: Tensor = self.pipeline.get_guidance_scale_embedding(
+            torch.tensor([scale - 1.0]), embedding_dim=self.unet.config.time_cond_proj_dim
+        )
+        return embedding.to(device=self.device, dtype=self.dtype).expand(m, -1)
+
+    def _encoding(self, text: str) -> Encoding:
+        """What the encoders say of one text, from the cache where it was seen before."""
         if text not in self._encodings:
             with torch.no_grad():
-                self._encodings[text] = self._states([[text]])[0]
+                self._encodings[text] = self._mixed([[text]], Weights((), self.device))[0]
             if len(self._encodings) > CACHED_PROMPTS:
                 self._encodings.popitem(last=False)
         self._encodings.move_to_end(text)
         return self._encodings[text]
 
-    def _mixed(self, texts: Sequence[Text]) -> list[Tensor]:
-        """The states [L, D] of each text: fixed ones from the cache, the others as one batch."""
-        fixed = [plain(text) for text in texts]
-        rest = [text for text, whole in zip(texts, fixed, strict=True) if whole is None]
-        states = iter(self._states(rest) if rest else ())
-        return [next(states) if whole is None else self._encoding(whole) for whole in fixed]
+    def _unconditional(self, encoding: Encoding, wordless: bool) -> Encoding:
+        """What guidance steers away from: of no words, zeros where the pipeline says so."""
+        if not (wordless and self._zero_without_words):
+            return encoding
+        return tuple(0 * value for value in encoding)
 
-    def _states(self, texts: Sequence[Text]) -> Tensor:
-        """The text encoder's states [n, L, D]."""
-        for text in texts:
-            for piece in text:
-                if isinstance(piece, Tokens) and len(piece.vectors) != 1:
-                    raise InvalidInput(
-                        f"expected Tokens with vectors for 1 text encoder, got {len(piece.vectors)}"
-                    )
-        weights = Weights(texts, self.device)
-        rows = self._reader.read(texts, weights)
-        for message in dict.fromkeys(self._reader.warnings(rows, self.name)):
-            warnings.warn(message, UserWarning, stacklevel=5)
-        states: Tensor = self._reader(rows, weights)[0].to(self.dtype)
+    def _mixed(self, texts: Sequence[Text], weights: Weights) -> list[Encoding]:
+        """What the encoders say of each text, as one batch."""
+        rows = [reader.read(texts, weights) for reader in self._readers]
+        said = [
+            line
+            for reader, own in zip(self._readers, rows, strict=True)
+            for line in reader.warnings(own, self.name)
+        ]
+        for line in dict.fromkeys(said):
+            warnings.warn(line, UserWarning, stacklevel=5)
+        read = self._read(
+            [
+                reader(own, weights, output_hidden_states=True)
+                for reader, own in zip(self._readers, rows, strict=True)
+            ]
+        )
+        values = [value.to(self.dtype) for value in read]
         if weights.flat.requires_grad:  # where no stretch is left its gradient is zero, not None
-            states = states + 0 * weights.flat.sum().to(states.dtype)
-        return states
+            nothing = 0 * weights.flat.sum().to(self.dtype)
+            values = [value + nothing for value in values]
+        return list(zip(*values, strict=True))
 
 
-def _refuse_unsupported(pipeline: Any) -> None:
-    kind = type(pipeline).__name__
-    if kind not in SUPPORTED:
+def _readers(pipeline: Any, suffixes: Sequence[str]) -> tuple[TextEncoder, ...]:
+    found = []
+    for index, end in enumerate(suffixes):
+        tokenizer, encoder = (getattr(pipeline, f"{n}{end}") for n in ("tokenizer", "text_encoder"))
+        convert = functools.partial(pipeline.maybe_convert_prompt, tokenizer=tokenizer)
+        found.append(TextEncoder(tokenizer, encoder, convert, index, len(suffixes)))
+    return tuple(found)
+
+
+def _conditioning(positive: Sequence[Encoding], negative: Sequence[Encoding]) -> Conditioning:
+    """The rows of both branches; one negative row serves all."""
+    if len(negative) < len(positive):
+        negative = [*negative] * len(positive)
+    fields: dict[str, Tensor] = {}
+    for name, values, others in zip(
+        _FIELDS, zip(*positive, strict=True), zip(*negative, strict=True), strict=False
+    ):
+        fields[name], fields[f"negative_{name}"] = torch.stack(values), torch.stack(others)
+    return Conditioning(**fields)
+
+
+def _refuse_unsupported(pipeline: Any, suffixes: Sequence[str]) -> None:
+    needed = [f"{kind}{end}" for end in suffixes for kind in ("tokenizer", "text_encoder")]
+    missing = [part for part in (*needed, "unet", "vae") if getattr(pipeline, part) is None]
+    if missing:
         raise InvalidInput(
-            f"a {kind} cannot be steered yet; supported pipelines: {', '.join(SUPPORTED)} "
-            "(Stable Diffusion 1.x and 2.x)"
+            f"expected a whole pipeline, this {type(pipeline).__name__} has no "
+            f"{', '.join(missing)}; load it with all of its components"
         )
     unet = pipeline.unet.config
     if unet.in_channels != pipeline.vae.config.latent_channels:
@@ -237,11 +277,6 @@ def _refuse_unsupported(pipeline: Any) -> None:
             f"expected a UNet that reads the VAE's {pipeline.vae.config.latent_channels} latent "
             f"channels, got {unet.in_channels}: an inpainting or editing model; load the "
             "text-to-image model it was made from"
-        )
-    if unet.time_cond_proj_dim is not None:
-        raise InvalidInput(
-            "this UNet takes the guidance scale as an input (a latent consistency model), which is "
-            "not supported yet; load the Stable Diffusion model it was distilled from"
         )
 
 

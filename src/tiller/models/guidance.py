@@ -7,6 +7,7 @@ unconditional one first. Guidance inside a trajectory (LGD) wraps the same `Deno
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ class Denoiser:
 
     Attributes:
         model: the frozen model.
-        guidance_scale: s; unused when there is one branch.
-        branches: 1, or 2 under guidance; a call costs this many forwards a candidate.
+        guidance_scale: s; with one branch used by models alone that take it as an input.
+        branches: 1, or 2 with an unconditional one; a call costs this many forwards a candidate.
         inputs: the conditioning tensors, [branches * n, ...] each, computed once a trajectory.
         names: the keyword of each of the inputs in `FrozenModel.denoise`.
     """
@@ -40,7 +41,9 @@ class Denoiser:
 
         `inputs` stand in for `self.inputs`, so that a gradient can be taken for them.
         """
-        conditioning = dict(zip(self.names, inputs, strict=True))
+        conditioning: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
+        if self.model.guidance_input:
+            conditioning["guidance_scale"] = self.guidance_scale
         if self.branches == 1:
             return self.model.denoise(latents, t, **conditioning)
         both = self.model.denoise(torch.cat([latents, latents]), t, **conditioning)
@@ -54,7 +57,7 @@ def guided(model: FrozenModel, conditioning: Conditioning, guidance_scale: float
     Raises:
         InvalidInput: guidance is on and the conditioning has no unconditional branch.
     """
-    branches = 2 if guidance_scale > 1 else 1
+    branches = 2 if guidance_scale > 1 and not model.guidance_input else 1
     if branches == 2 and conditioning.negative_prompt_embeds is None:
         raise InvalidInput(
             f"{guidance_scale=} needs negative_prompt_embeds, got None; encode with "

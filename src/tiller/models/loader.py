@@ -16,25 +16,41 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import FrozenModel, SamplerSettings
-from tiller.models.diffusers_adapter import SUPPORTED, StableDiffusion
+from tiller.models.diffusers_adapter import LatentDiffusion
 from tiller.models.quiet import quietly
 from tiller.models.schedulers import NAMES
+from tiller.models.sdxl import StableDiffusionXL
+from tiller.models.stable_diffusion import StableDiffusion
 
 BUNDLED = {"emoji": Path(__file__).parent / "bundled" / "weights"}
 """Models that come with the package, by name."""
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
-WITHOUT: dict[str, Any] = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
+FAMILIES: dict[str, type[LatentDiffusion]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "LatentConsistencyModelPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
+"""The diffusers pipelines that can be steered, by class."""
+
+SUPPORTED = f"supported pipelines: {', '.join(FAMILIES)} (Stable Diffusion 1.x, 2.x and XL, LCM)"
+
+WITHOUT: dict[type[LatentDiffusion], dict[str, Any]] = {
+    StableDiffusion: {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    StableDiffusionXL: {"image_encoder": None, "feature_extractor": None, "add_watermarker": False},
 }
 """Components that steering does not use."""
 
@@ -78,11 +94,12 @@ def load_model(
         return _from_object(spec, wanted, device, scheduler)
     name = os.fspath(spec)
     path = BUNDLED.get(name, Path(name).expanduser())
-    options: dict[str, Any] = {"dtype": wanted or torch.float32, **WITHOUT}
+    options: dict[str, Any] = {"dtype": wanted or torch.float32}
     defaults: dict[str, Any] = {}
     with _one_line(name):
         if path.suffix in FILE_SUFFIXES:
-            pipeline = _single_file(path, options, local_files_only)
+            kind = _kind_of_file(path)
+            pipeline = _single_file(path, kind, options, local_files_only)
         else:
             folder = path.is_dir()
             if not folder and name in BUNDLED:
@@ -97,11 +114,11 @@ def load_model(
             options["local_files_only"] = folder or local_files_only or None
             if variant is not None:
                 options["variant"] = variant
-            _check_class(source, options["local_files_only"])
+            kind = _kind(source, options["local_files_only"])
             defaults = _read_defaults(path) if folder else {}
             with quietly() if folder else contextlib.nullcontext():  # a download shows its progress
-                pipeline = StableDiffusionPipeline.from_pretrained(
-                    source, use_safetensors=True, **options
+                pipeline = getattr(diffusers, kind).from_pretrained(
+                    source, use_safetensors=True, **options, **WITHOUT[FAMILIES[kind]]
                 )
     pipeline.to(_device(device))
     local = name not in BUNDLED and path.exists()
@@ -111,7 +128,7 @@ def load_model(
         "variant": variant,
         "scheduler": scheduler,
     }
-    return StableDiffusion(
+    return FAMILIES[kind](
         pipeline,
         name=name,
         source=source,
@@ -132,15 +149,18 @@ def _from_object(
             "expected a model's name, folder, file or a diffusers pipeline object, "
             f"got a {type(pipeline).__name__}"
         )
-    model = StableDiffusion(pipeline, scheduler=scheduler)  # refuses before anything is moved
+    kind = type(pipeline).__name__
+    if kind not in FAMILIES:
+        raise InvalidInput(f"a {kind} cannot be steered yet; {SUPPORTED}")
+    model = FAMILIES[kind](pipeline, scheduler=scheduler)  # refuses before anything is moved
     if dtype is None and device is None:
         return model
     pipeline.to(model.device if device is None else _device(device), dtype or model.dtype)
-    return StableDiffusion(pipeline, scheduler=scheduler)
+    return FAMILIES[kind](pipeline, scheduler=scheduler)
 
 
-def _single_file(path: Path, options: dict[str, Any], local_files_only: bool | None) -> Any:
-    """A pipeline from one checkpoint file, configured by a `model_index.json` beside it if any."""
+def _kind_of_file(path: Path) -> str:
+    """The class of one checkpoint file: of a `model_index.json` beside it, else by its names."""
     if path.suffix != ".safetensors":
         raise InvalidInput(
             f"expected a .safetensors file, got {path.name!r}: pickled checkpoints can run code "
@@ -149,11 +169,26 @@ def _single_file(path: Path, options: dict[str, Any], local_files_only: bool | N
     if not path.is_file():
         raise InvalidInput(f"expected a model in the file {str(path)!r}, there is none")
     if (path.parent / "model_index.json").is_file():
+        return _kind(str(path.parent), True)
+    try:
+        with safe_open(path, "pt") as file:
+            xl = any(name.startswith("conditioner.embedders.") for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise InvalidInput(f"{str(path)!r} is not whole: {error}; download it again") from error
+    return "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+
+
+def _single_file(
+    path: Path, kind: str, options: dict[str, Any], local_files_only: bool | None
+) -> Any:
+    """A pipeline from one checkpoint file, configured by a `model_index.json` beside it if any."""
+    options = {**options, **WITHOUT[FAMILIES[kind]]}
+    if (path.parent / "model_index.json").is_file():
         options = {**options, "config": str(path.parent)}
     if local_files_only:
         options = {**options, "local_files_only": True}
     try:
-        return StableDiffusionPipeline.from_single_file(str(path), **options)
+        return getattr(diffusers, kind).from_single_file(str(path), **options)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(
             f"cannot load the checkpoint {str(path)!r}: {_first_line(error)}. A single file holds "
@@ -162,8 +197,8 @@ def _single_file(path: Path, options: dict[str, Any], local_files_only: bool | N
         ) from error
 
 
-def _check_class(source: str, local_files_only: bool | None) -> None:
-    """Refuse an unsupported pipeline by its index, before any weight is fetched."""
+def _kind(source: str, local_files_only: bool | None) -> str:
+    """The pipeline's class by its index; others are refused before any weight is fetched."""
     file = Path(source) / "model_index.json"
     if not Path(source).is_dir():
         found = huggingface_hub.hf_hub_download(
@@ -171,12 +206,10 @@ def _check_class(source: str, local_files_only: bool | None) -> None:
         )
         file = Path(found)
     index = json.loads(file.read_text(encoding="utf-8"))
-    kind = index.get("_class_name")
-    if kind not in SUPPORTED:
-        raise InvalidInput(
-            f"{source!r} is a {kind}, which cannot be steered yet; supported pipelines: "
-            f"{', '.join(SUPPORTED)} (Stable Diffusion 1.x and 2.x)"
-        )
+    kind = str(index.get("_class_name"))
+    if kind not in FAMILIES:
+        raise InvalidInput(f"{source!r} is a {kind}, which cannot be steered yet; {SUPPORTED}")
+    return kind
 
 
 def _read_defaults(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Schedulers by name, and the few facts about them that a trajectory needs.
 
 They are diffusers' own. Whether a step injects noise is found by asking its `step`, and the x0
-estimate is the one the scheduler itself uses, where it shows it.
+estimate is the one the scheduler itself uses, where it shows it. Schedulers that draw their noise
+themselves are given a generator of a known seed, and what they drew is exchanged for the
+trajectory's own: a step is linear in its noise.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -28,15 +33,29 @@ CLASSES: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
 }
 NAMES = tuple(CLASSES)
+
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
+
+DRAWING = (EulerAncestralDiscreteScheduler, LCMScheduler)
+"""Those whose step draws its noise itself."""
 
 
 def name_of(scheduler: Any) -> str:
     """The name of a scheduler object.
 
     Raises:
-        InvalidInput: it is not supported, e.g. an ancestral one, whose noise is not an input.
+        InvalidInput: it is not supported.
     """
     for name, cls in CLASSES.items():
         if type(scheduler) is cls:
@@ -56,7 +75,11 @@ def named(template: Any, name: str) -> Any:
     if name not in CLASSES:
         raise InvalidInput(f"unknown {name=} of a scheduler; expected one of {', '.join(NAMES)}")
     cls = CLASSES[name]
-    made = copy.deepcopy(template) if type(template) is cls else cls.from_config(template.config)
+    if type(template) is cls:
+        made = copy.deepcopy(template)
+    else:  # `from_config` leaves out what the template had by default, and defaults differ
+        given = {key: template.config[key] for key in _SCHEDULE if key in template.config}
+        made = cls.from_config(template.config, **given)
     if str(made.config.get("algorithm_type", "")).startswith("sde"):
         raise InvalidInput(
             f"the stochastic solver {made.config.algorithm_type!r} draws noise of its own, which "
@@ -75,7 +98,8 @@ def prepared(template: Any, name: str, steps: int) -> Any:
     try:
         scheduler.set_timesteps(steps, device="cpu")
         trial, x, t = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1), scheduler.timesteps[0]
-        trial.step(x, t, trial.scale_model_input(x, t))
+        known = {"generator": _known()} if isinstance(trial, DRAWING) else {}
+        trial.step(x, t, trial.scale_model_input(x, t), **known)
     except (ValueError, IndexError) as error:
         raise InvalidInput(
             f"scheduler {name!r} cannot sample this model in num_inference_steps={steps}: {error}"
@@ -83,24 +107,29 @@ def prepared(template: Any, name: str, steps: int) -> Any:
     if isinstance(scheduler, LMSDiscreteScheduler):
         # Numerical integrals over the fixed sigmas: the copies made for each run share them.
         scheduler.get_lms_coefficient = functools.cache(scheduler.get_lms_coefficient)
+    if isinstance(scheduler, DRAWING):
+        scheduler.deviations = {float(t): _drawn(scheduler, t) for t in scheduler.timesteps}
     return scheduler
 
 
 def noisy_steps(scheduler: Any, eta: float) -> tuple[int, ...]:
     """The steps that inject noise of a standard deviation above zero, in order.
 
-    None without `eta`. With DDIM and eta > 0 all but the last, which lands on alpha = 1; where
-    the configuration says `set_alpha_to_one=False` the last step has a small noise too.
+    Of DDIM none without `eta`; with it all but the last, which lands on alpha = 1; where the
+    configuration says `set_alpha_to_one=False` the last step has a small noise too. Of the
+    ancestral Euler and of LCM all but the last.
     """
-    if eta == 0 or not isinstance(scheduler, DDIMScheduler):
-        return ()
     return tuple(
         i for i, t in enumerate(scheduler.timesteps) if deviation(scheduler, t, eta=eta) != 0
     )
 
 
 def deviation(scheduler: Any, t: Tensor, *, eta: float) -> float:
-    """The standard deviation of the noise that DDIM's step at timestep t adds."""
+    """The standard deviation of the noise that a prepared scheduler's step at timestep t adds."""
+    if isinstance(scheduler, DRAWING):
+        return float(scheduler.deviations[float(t)])
+    if eta == 0 or not isinstance(scheduler, DDIMScheduler):
+        return 0.0
     zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
 
     def moved(noise: Tensor) -> Tensor:
@@ -110,6 +139,18 @@ def deviation(scheduler: Any, t: Tensor, *, eta: float) -> float:
         return out
 
     return float(moved(one) - moved(zero))
+
+
+def _drawn(scheduler: Any, t: Tensor) -> float:
+    """The standard deviation of the noise that the scheduler draws itself at timestep t."""
+    trial, zero = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
+    model_input = trial.scale_model_input(zero, t)
+    moved = trial.step(zero, t, model_input, generator=_known(), return_dict=False)[0]
+    return float(moved / randn_tensor(zero.shape, generator=_known()))
+
+
+def _known() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def step(
@@ -140,8 +181,16 @@ def step(
         if eta > 0:
             # The step adds std * noise; where std is zero the noise is multiplied by zero.
             extra["variance_noise"] = torch.zeros_like(latents) if noise is None else noise
+    if isinstance(scheduler, DRAWING):
+        extra = {"generator": _known()}
     out = scheduler.step(prediction, t, latents, return_dict=False, **extra)
     previous: Tensor = out[0]
+    if isinstance(scheduler, DRAWING) and scheduler.deviations[float(t)]:
+        drawn = randn_tensor(
+            prediction.shape, _known(), device=prediction.device, dtype=prediction.dtype
+        )
+        change = -drawn if noise is None else noise - drawn
+        previous = previous + scheduler.deviations[float(t)] * change
     if len(out) > 1:
         estimate: Tensor = out[1]
     elif (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.pieces import Choice, Text, readable
+from tiller.models.pieces import Choice, Piece, Text, readable
 
 CACHED_WORDS = 1 << 16  # tokenized pieces that are kept
 
@@ -54,6 +54,15 @@ class Weights:
         """Where the weights of this stretch start in `flat`."""
         return self._start[id(choice.weights)]
 
+    def without_words(self, text: Text) -> bool:
+        """Whether nothing is left of the text when each stretch is its heaviest option."""
+        return not any(self._wording(piece).strip() for piece in text)
+
+    def _wording(self, piece: Piece) -> str:
+        if isinstance(piece, Choice):
+            return piece.options[self.heaviest(piece)]
+        return piece if isinstance(piece, str) else "learned"
+
     def heaviest(self, choice: Choice) -> int:
         """The index of the option with the largest weight, the first of equals."""
         start = self.start(choice)
@@ -80,14 +89,16 @@ class TextEncoder:
         encoder: a `CLIPTextModel` or `CLIPTextModelWithProjection` with frozen weights.
         convert: what the pipeline does to a text first (multi-vector tokens that it has loaded).
         index: which of a text's `Tokens.vectors` are this encoder's.
+        of: how many text encoders the model has.
     """
 
     def __init__(
-        self, tokenizer: Any, encoder: Any, convert: Callable[[str], str], index: int = 0
+        self, tokenizer: Any, encoder: Any, convert: Callable[[str], str], index: int, of: int
     ) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.index = index
+        self.of = of
         self._convert = convert
         self._words: dict[str, list[int]] = {}
 
@@ -226,6 +237,11 @@ class TextEncoder:
                     ]
                     row.ids.append(own)
             else:
+                if len(piece.vectors) != self.of:
+                    raise InvalidInput(
+                        f"expected Tokens with vectors for {self.of} text encoders, got "
+                        f"{len(piece.vectors)}: made for another model"
+                    )
                 vectors = piece.vectors[self.index]
                 for k in range(len(vectors)):
                     row.given[len(row.ids)] = (vectors, k)
