@@ -10,7 +10,6 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -142,17 +141,6 @@ class OpenAIChat(Chat):
             "json": request.json,
         }
 
-    @cached_property
-    def _client(self) -> Any:
-        from openai import OpenAI
-
-        return OpenAI(
-            base_url=self.base_url,
-            api_key=self.api_key or "none",  # the SDK wants one, a local server does not look
-            timeout=self.timeout,
-            max_retries=self.max_retries,
-        )
-
     def _ask(self, request: Request) -> Reply:
         """The server's answer, without what it does not take."""
         import openai
@@ -164,16 +152,23 @@ class OpenAIChat(Chat):
         }
         given = {k: v for k, v in optional.items() if v is not None and k not in self._refused}
         asked = {"model": self.model, "messages": _messages(request)}
+        client = openai.OpenAI(
+            base_url=self.base_url,
+            api_key=self.api_key or "none",  # the SDK wants one, a local server does not look
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+        )
         try:
-            try:
-                answer = self._client.chat.completions.create(**asked, **given)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                unwanted = {name for name in given if name in str(error)} or set(given)
-                if not unwanted:
-                    raise
-                rest = {name: value for name, value in given.items() if name not in unwanted}
-                answer = self._client.chat.completions.create(**asked, **rest)
-                self._refused.update(unwanted)  # from now on at once
+            with client:
+                try:
+                    answer = client.chat.completions.create(**asked, **given)
+                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                    unwanted = {name for name in given if name in str(error)} or set(given)
+                    if not unwanted:
+                        raise
+                    rest = {name: value for name, value in given.items() if name not in unwanted}
+                    answer = client.chat.completions.create(**asked, **rest)
+                    self._refused.update(unwanted)  # from now on at once
         except (openai.OpenAIError, ValueError) as error:
             raise self._explained(error) from error
         return self._read(answer, request)

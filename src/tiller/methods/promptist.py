@@ -126,17 +126,27 @@ def _load(name: str, tokenizer: str) -> _Rewriter:
         except (OSError, ValueError, KeyError) as error:
             raise InvalidInput(_remedy(name, local, error)) from error
         model.requires_grad_(False).eval()
-        try:
-            words = AutoTokenizer.from_pretrained(source, local_files_only=local or None)
-        except (OSError, ValueError, KeyError, TypeError):  # Promptist's own repository has none
-            try:
-                words = AutoTokenizer.from_pretrained(tokenizer)
-            except (OSError, ValueError, KeyError) as error:
-                raise InvalidInput(
-                    f"the rewriter {name!r} has no tokenizer, and {tokenizer!r} cannot be read "
-                    f"either: {_first_line(error)}; --set tokenizer=FOLDER of a GPT-2 tokenizer"
-                ) from error
+        words = _tokenizer(source, local) or _tokenizer(tokenizer, Path(tokenizer).is_dir())
+    if words is None:
+        raise InvalidInput(
+            f"the rewriter {name!r} has no tokenizer, and none can be read from {tokenizer!r} (a "
+            "folder or a hub id) either; give a folder with GPT-2's: --set tokenizer=FOLDER"
+        )
+    if max(words(_ASKED).input_ids) >= model.config.vocab_size:
+        raise InvalidInput(
+            f"expected a tokenizer of at most {model.config.vocab_size} tokens for the rewriter "
+            f"{name!r}, got one of {len(words)}; give its own: --set tokenizer=FOLDER"
+        )
     return _Rewriter(model, words)
+
+
+def _tokenizer(source: str, local: bool) -> Any:
+    """The tokenizer in a folder or on the hub; None if there is none (Promptist's own has none)."""
+    try:
+        words = AutoTokenizer.from_pretrained(source, local_files_only=local or None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return words if words(_ASKED).input_ids else None  # transformers makes an empty one of nothing
 
 
 def _remedy(name: str, local: bool, error: BaseException) -> str:
