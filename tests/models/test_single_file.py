@@ -12,10 +12,13 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models import SamplerSettings, Trajectory, load_model
-from tiller.testing.fake_pipeline import fake_pipeline
+from tiller.models.loader import _kind_of_file
+from tiller.testing.fake_pipeline import fake_pipeline, fake_sdxl_pipeline
 
 # Where the fake's layers lie in the original layout; longest names first.
 UNET = {
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
     "time_embedding.linear_1.": "time_embed.0.",
     "time_embedding.linear_2.": "time_embed.2.",
     "conv_norm_out.": "out.0.",
@@ -62,6 +65,18 @@ VAE = {
     "conv_shortcut.": "nin_shortcut.",
 }
 
+OPEN_CLIP = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.final_layer_norm.": "ln_final.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    "self_attn.out_proj.": "attn.out_proj.",
+}
+
 
 def renamed(key: str, names: dict[str, str]) -> str:
     for ours, original in names.items():
@@ -81,10 +96,28 @@ def original_layout(pipeline: Any) -> dict[str, Tensor]:
         flat = ".attentions." in key and key.endswith("weight") and "group_norm" not in key
         shaped = value[:, :, None, None] if flat else value
         tensors[f"first_stage_model.{renamed(key, VAE)}"] = shaped
+    two = hasattr(pipeline, "text_encoder_2")
+    first = "conditioner.embedders.0.transformer." if two else "cond_stage_model.transformer."
     for key, value in pipeline.text_encoder.state_dict().items():
-        name = key if key.startswith("text_model.") else f"text_model.{key}"
-        tensors[f"cond_stage_model.transformer.{name}"] = value
+        tensors[first + "text_model." + key.removeprefix("text_model.")] = value
+    if two:
+        second = open_clip(pipeline.text_encoder_2.state_dict())
+        tensors |= {f"conditioner.embedders.1.model.{key}": v for key, v in second.items()}
     return {name: value.clone().contiguous() for name, value in tensors.items()}
+
+
+def open_clip(states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP text encoder's weights as OpenCLIP names them, the three projections as one."""
+    tensors = {
+        renamed(key, OPEN_CLIP): value
+        for key, value in states.items()
+        if not any(part in key for part in ("q_proj", "k_proj", "v_proj", "text_projection"))
+    }
+    for key in states:
+        if ".q_proj." in key:
+            name = renamed(key, OPEN_CLIP).replace("self_attn.q_proj.", "attn.in_proj_")
+            tensors[name] = torch.cat([states[key.replace("q_proj", p + "_proj")] for p in "qkv"])
+    return {**tensors, "text_projection": states["text_projection.weight"].T}
 
 
 def picture(model: Any) -> Tensor:
@@ -94,12 +127,13 @@ def picture(model: Any) -> Tensor:
     return image
 
 
-def test_a_single_file_draws_as_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [fake_pipeline, fake_sdxl_pipeline], ids=["sd", "xl"])
+def test_a_single_file_draws_as_its_folder(tmp_path: Path, made: Any) -> None:
     """The configuration comes from the folder in which the file lies."""
-    pipeline = fake_pipeline()
+    pipeline = made()
     pipeline.save_pretrained(tmp_path)
     save_file(original_layout(pipeline), str(tmp_path / "fake.safetensors"))
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         for weights in (tmp_path / part).glob("*.safetensors"):
             weights.unlink()  # nothing but the single file has weights
     loaded = load_model(tmp_path / "fake.safetensors")
@@ -112,3 +146,14 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
         load_model(tmp_path / "none.safetensors")
     with pytest.raises(InvalidInput, match="there is none"):
         load_model(tmp_path / "gone.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "none.safetensors").read_bytes()[:20])
+    with pytest.raises(InvalidInput, match="is not whole"):
+        load_model(tmp_path / "torn.safetensors")
+
+
+def test_an_xl_checkpoint_is_known_by_its_names(tmp_path: Path) -> None:
+    """So that its configuration is asked for in the right place."""
+    save_file(original_layout(fake_sdxl_pipeline()), str(tmp_path / "xl.safetensors"))
+    assert _kind_of_file(tmp_path / "xl.safetensors") == "StableDiffusionXLPipeline"
+    save_file(original_layout(fake_pipeline()), str(tmp_path / "sd.safetensors"))
+    assert _kind_of_file(tmp_path / "sd.safetensors") == "StableDiffusionPipeline"

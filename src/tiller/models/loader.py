@@ -76,7 +76,8 @@ def load_model(
             it is.
         variant: of the weight files, e.g. "fp16".
         local_files_only: never ask the hub; by default as `HF_HUB_OFFLINE` says.
-        scheduler: one of ddim, lms, euler, pndm, dpmsolver++ in place of the model's own.
+        scheduler: one of ddim, lms, euler, pndm, dpmsolver++, euler_a, lcm in place of the
+            model's own.
 
     Raises:
         InvalidInput: nothing there, not reachable, or a model that is not supported.

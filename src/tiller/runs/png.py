@@ -31,6 +31,8 @@ _SAMPLERS = {
     "lms": "LMS",
     "euler": "Euler",
     "dpmsolver++": "DPM++ 2M",
+    "euler_a": "Euler a",
+    "lcm": "LCM",
 }
 
 
