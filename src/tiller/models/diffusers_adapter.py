@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
-from tiller.models.pieces import Text, checked, plain, readable
+from tiller.models.concepts import Concept, Vocabulary
+from tiller.models.pieces import Piece, Text, checked, plain, readable
 from tiller.models.schedulers import name_of, named
 from tiller.models.text_encoder import TextEncoder, Weights
 
@@ -45,6 +47,7 @@ class LatentDiffusion(FrozenModel):
         defaults: fields of `SamplerSettings` that it was made for; the others are the pipeline
             call's own steps and guidance, its own scheduler and its UNet's size.
         scheduler: replace the scheduler by the one of this name.
+        concepts: learned words, which prompts may name by their tokens.
 
     Raises:
         InvalidInput: a pipeline, UNet or scheduler that is not supported.
@@ -61,9 +64,10 @@ class LatentDiffusion(FrozenModel):
         *,
         name: str = "pipeline",
         source: str | None = None,
-        options: Mapping[str, str | None] | None = None,
+        options: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
+        concepts: Sequence[Concept] = (),
     ) -> None:
         _refuse_unsupported(pipeline, self.suffixes)
         self.pipeline = pipeline
@@ -101,6 +105,8 @@ class LatentDiffusion(FrozenModel):
             self.defaults.width // self.latent_scale,
         )
         self._zero_without_words = False
+        widths = [table.shape[1] for table in self.token_embeddings]
+        self.concepts = Vocabulary(concepts, self.tokenizers, widths)
         self._encodings: OrderedDict[str, Encoding] = OrderedDict()
 
     def encode(
@@ -138,7 +144,7 @@ class LatentDiffusion(FrozenModel):
             [[]] if negative_prompts is None else negative_prompts, "negative_prompts"
         )
         _check_number(len(negative), len(positive))
-        texts = [*positive, *negative]
+        texts = [self._named(text) for text in (*positive, *negative)]
         fixed = [plain(text) for text in texts]
         rest = [text for text, whole in zip(texts, fixed, strict=True) if whole is None]
         weights = Weights(rest, self.device)
@@ -146,13 +152,13 @@ class LatentDiffusion(FrozenModel):
         found = [next(mixed) if whole is None else self._encoding(whole) for whole in fixed]
         unconditional = [
             self._unconditional(encoding, weights.without_words(text))
-            for encoding, text in zip(found[len(positive) :], negative, strict=True)
+            for encoding, text in zip(found[len(positive) :], texts[len(positive) :], strict=True)
         ]
         return _conditioning(found[: len(positive)], unconditional)
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens of each text are read, ends included; the most of two encoders."""
-        texts = _texts(prompts, "prompts")
+        texts = [self._named([text]) for text in _texts(prompts, "prompts")]
         return [max(n) for n in zip(*(r.lengths(texts) for r in self._readers), strict=True)]
 
     @property
@@ -172,6 +178,9 @@ class LatentDiffusion(FrozenModel):
             for name, weight in part.named_parameters():
                 some = weight.detach().flatten()[:: max(1, weight.numel() // 1000 or 1)][:1000]
                 digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+        for concept in self.concepts.concepts.values():
+            for vectors in concept.vectors:
+                digest.update(concept.token.encode() + vectors.numpy().tobytes())
         return digest.hexdigest()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -181,6 +190,15 @@ class LatentDiffusion(FrozenModel):
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         return (image / 2 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents [n, C, h, w] of images [n, 3, H, W] in [0, 1]; a distribution's mean."""
+        pixels = (2 * images - 1).to(device=self.device, dtype=self.vae.dtype)
+        found = self.vae.encode(pixels)
+        tiny = isinstance(found, AutoencoderTinyOutput)
+        latents: Tensor = found.latents if tiny else found.latent_dist.mean
+        return self._scaled(latents).to(self.dtype)
+
     @abstractmethod
     def _read(self, outputs: Sequence[Any]) -> Encoding:
         """From the output of each text encoder for n texts: states [n, L, D] and what else."""
@@ -188,6 +206,11 @@ class LatentDiffusion(FrozenModel):
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Latents [n, C, h, w] as the VAE takes them."""
         scaled: Tensor = latents / self.vae.config.scaling_factor
+        return scaled
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """What the VAE gives, [n, C, h, w], as the denoiser reads it."""
+        scaled: Tensor = latents * self.vae.config.scaling_factor
         return scaled
 
     def _parts(self) -> tuple[Any, ...]:
@@ -207,11 +230,19 @@ class LatentDiffusion(FrozenModel):
         """What the encoders say of one text, from the cache where it was seen before."""
         if text not in self._encodings:
             with torch.no_grad():
-                self._encodings[text] = self._mixed([[text]], Weights((), self.device))[0]
+                own = self._named([text])
+                self._encodings[text] = self._mixed([own], Weights((), self.device))[0]
             if len(self._encodings) > CACHED_PROMPTS:
                 self._encodings.popitem(last=False)
         self._encodings.move_to_end(text)
         return self._encodings[text]
+
+    def _named(self, text: Text) -> list[Piece]:
+        """The text with the concepts that it names by their tokens in place of these."""
+        if not len(self.concepts):
+            return list(text)
+        read = [self.concepts.read(piece) if isinstance(piece, str) else [piece] for piece in text]
+        return [piece for pieces in read for piece in pieces]
 
     def _unconditional(self, encoding: Encoding, wordless: bool) -> Encoding:
         """What guidance steers away from: of no words, zeros where the pipeline says so."""

@@ -90,15 +90,20 @@ class StableDiffusionXL(LatentDiffusion):
         )
 
     def _unscaled(self, latents: Tensor) -> Tensor:
-        """Some VAEs of this family say their latents' mean and deviation."""
-        scaled = super()._unscaled(latents)
+        mean, deviation = self._moments(latents)
+        return super()._unscaled(latents) * deviation + mean
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._moments(latents)
+        return super()._scaled((latents - mean) / deviation)
+
+    def _moments(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """The latents' mean and deviation, which some VAEs of this family say."""
         mean, deviation = (getattr(self.vae.config, f"latents_{n}", None) for n in ("mean", "std"))
         if mean is None or deviation is None:
-            return scaled
+            return 0.0, 1.0
         shape = (1, -1, 1, 1)
-        return scaled * scaled.new_tensor(deviation).view(shape) + scaled.new_tensor(mean).view(
-            shape
-        )
+        return latents.new_tensor(mean).view(shape), latents.new_tensor(deviation).view(shape)
 
     def _refuse_other_sizes(self) -> None:
         """The refiner reads five numbers and an aesthetic score, other models no pooled state."""

@@ -113,10 +113,10 @@ class TextEncoder:
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight.detach()
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
+    def lengths(self, texts: Sequence[Text]) -> list[int]:
         """How many tokens of each text are read, both ends included."""
-        words = self._tokenized([readable(text) for text in texts])
-        return [min(len(ids) + 2, self.limit) for ids in words]
+        rows = self.read(texts, Weights(texts, self.encoder.device))
+        return [min(len(row.ids) + 2, self.limit) for row in rows]
 
     def read(self, texts: Sequence[Text], weights: Weights) -> list[Row]:
         """The texts as token ids, however long they are."""
