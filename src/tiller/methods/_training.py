@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective
-from tiller.core.rng import Draw, keyed_generator
+from tiller.core.rng import Draw, Stream, keyed_generator
 from tiller.core.search import Handover, Phase, Problem
 from tiller.methods._weights import TARGETS, Adaptable, with_lora
 from tiller.methods.base import Method, Task
@@ -23,7 +23,6 @@ from tiller.models.guidance import guided
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
 from tiller.rewards.base import Reward
-from tiller.solvers.best_of_n import BestOfN
 from tiller.spaces.lora import Adapted, Lora
 
 
@@ -205,6 +204,7 @@ class Training(Method):
     batch: int = 0
 
     redrawable: ClassVar[bool] = False
+    takes_affix: ClassVar[bool] = False
 
     def notes(self) -> tuple[str, ...]:
         """That the picture is a trained copy's."""
@@ -216,7 +216,7 @@ class Training(Method):
         return (text,)
 
     def build(self, task: Task) -> list[Phase]:
-        """The run's own picture as it is, then the training from its noise.
+        """The training, from the frozen model's own weights.
 
         Raises:
             InvalidInput: a field is out of its range, or a prompts file that cannot be read.
@@ -225,20 +225,19 @@ class Training(Method):
         adaptable = self.adaptable(task.model)
         lessons = self._lessons(task)
         trajectory = self.trajectory(task.model)
-        own = Problem(self.noise(task), self.pictures(task), BestOfN(batch=1, n=1))
+        own = self.noise(task)
+        space = Lora(
+            adaptable.layout,
+            Inputs(own.sample(1, Stream(task.seed)), own.conditioning),
+            start=adaptable.start,
+            dtype=adaptable.dtype,
+        )
 
-        def training(before: Handover | None) -> Problem:
-            noise = torch.zeros(1, *trajectory.noise_shape) if before is None else before.last
-            space = Lora(
-                adaptable.layout,
-                Inputs(noise, task.conditioning()),
-                start=adaptable.start,
-                dtype=adaptable.dtype,
-            )
+        def training(_: Handover | None = None) -> Problem:
             return self.problem(task, space, adaptable, trajectory, lessons)
 
-        training(None)  # refused now, and not after the first picture
-        return [Phase("unsteered", lambda _: own), Phase("training", training)]
+        training()  # refused now, and not after the run has begun
+        return [Phase("training", training)]
 
     @abstractmethod
     def problem(
@@ -249,7 +248,7 @@ class Training(Method):
         trajectory: Trajectory,
         lessons: Lessons | None,
     ) -> Problem:
-        """What is searched once the run's noise is known; nothing of it may be shared by calls."""
+        """What is searched; its objective may keep a memory, so every call makes another."""
 
     def adaptable(self, model: FrozenModel) -> Adaptable:
         """The copy with its adapters."""

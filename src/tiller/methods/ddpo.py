@@ -23,6 +23,8 @@ from tiller.solvers.policy_gradient import Policy, PolicyGradient, Rollout
 from tiller.solvers.rules import Adam, AdamW
 from tiller.spaces.lora import Adapted, Lora
 
+DRAWING = ("euler_a", "lcm")  # samplers that are stochastic whatever eta is
+
 
 @dataclass(frozen=True)
 class Ddpo(Training):
@@ -38,7 +40,7 @@ class Ddpo(Training):
     draws `batch` new pictures. The run's own picture is drawn besides, to see what the weights do.
 
     Attributes:
-        eta: of DDIM, above 0; 1 is the paper's sampler.
+        eta: of ddim, above 0; 1 is the paper's sampler. euler_a and lcm have no use for it.
         lr: Adam's learning rate.
         weight_decay: AdamW's pull of the trained weights towards 0.
         clip_norm: largest gradient norm.
@@ -79,13 +81,16 @@ class Ddpo(Training):
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
-        """DDIM with this method's eta: the density of its steps is known."""
+        """A sampler whose steps have a density: DDIM with this eta, or euler_a or lcm."""
+        own = super().sampler(model)
+        if own.scheduler in DRAWING:
+            return own
         if self.scheduler not in (None, "ddim") or self.eta == 0:
             raise InvalidInput(
-                "ddpo needs steps with a density, DDIM's with eta > 0; got scheduler="
-                f"{self.scheduler!r} and eta={self.eta:g}. Leave the scheduler out and set eta=1"
+                "ddpo needs steps with a density, of ddim with eta > 0, euler_a or lcm; got "
+                f"scheduler={self.scheduler!r} and eta={self.eta:g}. Leave both out"
             )
-        return replace(super().sampler(model), scheduler="ddim", eta=self.eta)
+        return replace(own, scheduler="ddim", eta=self.eta)
 
     def notes(self) -> tuple[str, ...]:
         """That the picture is a trained copy's, and what all weights weigh."""
@@ -133,7 +138,7 @@ class Ddpo(Training):
 
 
 class Denoisings(Policy[Adapted, Tensor]):
-    """Sampling as a chain of Gaussian decisions, each a noisy step of DDIM.
+    """Sampling as a chain of Gaussian decisions, each a noisy step of the sampler.
 
         log p_w(x_{t-1} | x_t) = sum -(x_{t-1} - mean_w(x_t))^2 / 2 s^2 - log s - log sqrt(2 pi)
 
@@ -168,7 +173,7 @@ class Denoisings(Policy[Adapted, Tensor]):
         states, rewards = [], []
         for rows in torch.arange(len(lesson.noise)).split(self.at_once):
             noise, prompt = lesson.noise[rows], lesson.prompt[rows]
-            chain = [noise[:, 0].to(path.model.device, path.model.dtype)]
+            chain = [path.initial(noise.to(path.model.device, path.model.dtype))]
 
             def keep(
                 index: int, latents: Tensor, estimate: Tensor, chain: list[Tensor] = chain

@@ -162,7 +162,7 @@ class Trajectory:
         )
         first_kept = window.stop - self.plan.kept
         scheduler = copy.deepcopy(self._scheduler)
-        latents: Tensor = noise[:, 0] * scheduler.init_noise_sigma
+        latents = self.initial(noise)
         for index in range(window.stop):
             with torch.set_grad_enabled(graph and index >= window.start):
                 if 0 < window.start >= index:  # before and where the gradient starts: a constant
@@ -204,6 +204,11 @@ class Trajectory:
         """The steps that add noise, in order: slot k of the noise is the k-th one's."""
         return tuple(self._slot)
 
+    def initial(self, noise: Tensor) -> Tensor:
+        """x_T [n, C, h, w] of noise [n, slots, C, h, w], in the scheduler's scaling."""
+        latents: Tensor = noise[:, 0] * self._scheduler.init_noise_sigma
+        return latents
+
     def transition(
         self, index: int, latents: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, float]:
@@ -224,7 +229,8 @@ class Trajectory:
         if index not in self._slot:
             raise Incompatible(
                 f"step {index + 1} of {self.num_steps} adds no noise, so x_{{t-1}} has no density; "
-                f"expected one of the steps {[i + 1 for i in self._slot]}. Use DDIM with eta > 0"
+                f"expected one of the steps {[i + 1 for i in self._slot]}. Use ddim with eta > 0, "
+                "euler_a or lcm"
             )
         t, eta = self.timesteps[index], self.settings.eta
         scheduler = copy.deepcopy(self._scheduler)
