@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,28 @@ def read_concept(path: str | Path, token: str | None = None) -> Concept:
     given = token or about.get("token") or named or f"<{file.stem}>"
     plain = tuple(v.detach().to("cpu", torch.float32).contiguous() for v in vectors)
     return Concept(given, plain, about)
+
+
+def read_named(spec: str | os.PathLike[str]) -> Concept:
+    """The concept of `FILE`, or of `FILE=<TOKEN>` under another token.
+
+    Raises:
+        InvalidInput: as `read_concept`.
+    """
+    return read_concept(*split_named(os.fspath(spec)))
+
+
+def split_named(spec: str) -> tuple[Path, str | None]:
+    """The file and the token of `FILE=<TOKEN>`; a file whose own name has an `=` is one.
+
+    Example:
+        >>> split_named("duck.safetensors=<my-duck>")
+        (PosixPath('duck.safetensors'), '<my-duck>')
+    """
+    file, equals, token = spec.rpartition("=")
+    if not equals or Path(spec).expanduser().exists():
+        return Path(spec).expanduser(), None
+    return Path(file).expanduser(), token
 
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:

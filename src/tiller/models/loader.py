@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import FrozenModel, SamplerSettings
+from tiller.models.concept_files import read_named, split_named
+from tiller.models.concepts import Concept
 from tiller.models.diffusers_adapter import LatentDiffusion
 from tiller.models.quiet import quietly
 from tiller.models.schedulers import NAMES
@@ -63,6 +65,7 @@ def load_model(
     variant: str | None = None,
     local_files_only: bool | None = None,
     scheduler: str | None = None,
+    concepts: Sequence[str | os.PathLike[str] | Concept] = (),
 ) -> FrozenModel:
     """A frozen text-to-image model, ready to be steered.
 
@@ -78,6 +81,9 @@ def load_model(
         local_files_only: never ask the hub; by default as `HF_HUB_OFFLINE` says.
         scheduler: one of ddim, lms, euler, pndm, dpmsolver++, euler_a, lcm in place of the
             model's own.
+        concepts: learned words that prompts may name by their tokens: files (see
+            `tiller.models.concept_files`), each with another token behind it where that is wanted,
+            `FILE=<TOKEN>`, or `Concept` objects, which a run cannot load again by itself.
 
     Raises:
         InvalidInput: nothing there, not reachable, or a model that is not supported.
@@ -89,10 +95,11 @@ def load_model(
         20
     """
     wanted = _dtype(dtype)
+    words = [_concept(one) for one in concepts]
     if scheduler is not None and scheduler not in NAMES:
         raise InvalidInput(f"unknown {scheduler=}; expected one of {', '.join(NAMES)}")
     if not isinstance(spec, (str, os.PathLike)):
-        return _from_object(spec, wanted, device, scheduler)
+        return _from_object(spec, wanted, device, scheduler, words)
     name = os.fspath(spec)
     path = BUNDLED.get(name, Path(name).expanduser())
     options: dict[str, Any] = {"dtype": wanted or torch.float32}
@@ -124,11 +131,13 @@ def load_model(
     pipeline.to(_device(device))
     local = name not in BUNDLED and path.exists()
     source = str(path.resolve()) if local else name
-    given = {
+    given: dict[str, Any] = {
         "dtype": None if wanted is None else str(wanted).removeprefix("torch."),
         "variant": variant,
         "scheduler": scheduler,
     }
+    if concepts:
+        given["concepts"] = [_whole(one) for one in concepts]
     return FAMILIES[kind](
         pipeline,
         name=name,
@@ -136,6 +145,7 @@ def load_model(
         options=given,
         defaults=defaults,
         scheduler=scheduler,
+        concepts=words,
     )
 
 
@@ -144,6 +154,7 @@ def _from_object(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     scheduler: str | None,
+    concepts: Sequence[Concept],
 ) -> FrozenModel:
     if not isinstance(pipeline, DiffusionPipeline):
         raise InvalidInput(
@@ -153,11 +164,29 @@ def _from_object(
     kind = type(pipeline).__name__
     if kind not in FAMILIES:
         raise InvalidInput(f"a {kind} cannot be steered yet; {SUPPORTED}")
-    model = FAMILIES[kind](pipeline, scheduler=scheduler)  # refuses before anything is moved
+    # Refuses before anything is moved.
+    model = FAMILIES[kind](pipeline, scheduler=scheduler, concepts=concepts)
     if dtype is None and device is None:
         return model
     pipeline.to(model.device if device is None else _device(device), dtype or model.dtype)
-    return FAMILIES[kind](pipeline, scheduler=scheduler)
+    return FAMILIES[kind](pipeline, scheduler=scheduler, concepts=concepts)
+
+
+def _concept(given: Any) -> Concept:
+    if given is None:  # from a run's record, see `_whole`
+        raise InvalidInput(
+            "this model had a concept that was no file; pass the model as it was: "
+            "resume(run, model=...)"
+        )
+    return given if isinstance(given, Concept) else read_named(given)
+
+
+def _whole(concept: str | os.PathLike[str] | Concept) -> str | None:
+    """What loads the concept again from any folder; None for an object."""
+    if isinstance(concept, Concept):
+        return None
+    file, token = split_named(os.fspath(concept))
+    return f"{file.absolute()}={token}" if token else str(file.absolute())
 
 
 def _kind_of_file(path: Path) -> str:

@@ -196,6 +196,12 @@ class CmaEs(Solver[CmaState]):
         """Once the strategy has converged, by its own criteria."""
         return None if state.stopped is None else f"converged: {state.stopped}"
 
+    def mean(self, state: CmaState) -> Points:
+        """m [1, ...], the middle of the distribution: what noisy scores mislead least."""
+        strategy = self._strategy(state)
+        middle = torch.from_numpy(strategy.es.mean[: strategy.numbers].copy())
+        return middle.to(state.start).reshape(state.start.shape)
+
     def _strategy(self, state: CmaState) -> _Strategy:
         """The strategy that stands where `state` does: the live one, or one that is rebuilt."""
         live = state.live

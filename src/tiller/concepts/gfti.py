@@ -1,0 +1,83 @@
+"""`gfti`: gradient-free textual inversion, CMA-ES in a subspace of the token embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tiller.concepts.base import ConceptMethod
+from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.vocabulary import Words
+from tiller.core.budget import Budget
+from tiller.core.rng import keyed_generator
+from tiller.core.search import Phase, Problem, SearchState
+from tiller.core.space import starting_at
+from tiller.solvers.cma import CmaEs
+from tiller.spaces.concept import ConceptSpace, basis
+
+
+@dataclass(frozen=True)
+class Gfti(ConceptMethod):
+    """Q* = argmin L(e0 + W Q), by CMA-ES on the denoising loss alone.
+
+        Q_i ~ m + sigma N(0, C),   i = 1 .. popsize, ranked on common noises
+
+    No gradient is taken, so the model may be anything that can be asked. The result is the mean or
+    a candidate, whichever has the lowest loss on trials that the search never saw.
+
+    Attributes:
+        projection: W: pca (the vocabulary's principal axes), prior (random, scaled to the
+            vocabulary's spread), random (not scaled) or full (no subspace).
+        d: dimensions of a pseudo-word's subspace, at most as many as its embedding and the
+            vocabulary have (section 4.1: 256).
+        stretch: lambda of equation 5; how far W Q reaches, in spreads of the vocabulary.
+        popsize: candidates a round (section 4.1: 30).
+        sigma0: first step size (figure 6: N(0, .5)).
+        full_up_to: dimensions up to which CMA-ES learns all correlations; above, the diagonal.
+
+    Example:
+        >>> Gfti(projection="prior", d=64).default_budget
+        Budget(steps=300, images=None, forwards=None, seconds=None)
+
+    Source: sections 3.2 to 3.5 and 4.1.
+    """
+
+    projection: str = "pca"
+    d: int = 256
+    stretch: float = 1.0
+    popsize: int = 30
+    sigma0: float = 0.5
+    full_up_to: int = 512
+    patience: int = 8
+
+    citation: ClassVar[str] = "Fei et al., Gradient-free textual inversion, 2023"
+    default_budget: ClassVar[Budget] = Budget(steps=300)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._solver()
+
+    def space(self, start: list[Tensor], words: Words, seed: int) -> tuple[ConceptSpace, Tensor]:
+        """e0 + W Q, and Q = 0."""
+        most = min(sum(table.shape[1] for table in words.tables), len(words.names) - 1)
+        own = {"stretch": self.stretch, "spread": self.sigma0}
+        drawn = keyed_generator(seed, "basis")
+        d = max(1, min(self.d, most))
+        W = basis(self.projection, words.tables, d, generator=drawn, **own)
+        space = ConceptSpace(start, W, self.sigma0)
+        return space, torch.zeros(1, *space.shape)
+
+    def build(self, space: ConceptSpace, z: Tensor, objective: DenoisingLoss) -> list[Phase]:
+        """One search from Q = 0."""
+        problem = Problem(starting_at(space, z), objective, self._solver())
+        return [Phase("evolution", lambda _: problem)]
+
+    def centre(self, state: SearchState) -> Tensor:
+        """The mean of the distribution."""
+        return self._solver().mean(state.solver)
+
+    def _solver(self) -> CmaEs:
+        return CmaEs(sigma0=self.sigma0, popsize=self.popsize, full_up_to=self.full_up_to)
