@@ -267,6 +267,7 @@ def _save_best(store: RunStore, run: Run, step: Step, scores: dict[str, float]) 
     model = run.task.model
     source = str(BUNDLED.get(model.source, model.source)) if model.source else None
     device = {"dtype": str(model.dtype), "device": str(model.device)}
+    device["pipeline"] = model.pipeline_class
     store.save_best(tensors, {**about, **device, "model_path": source})
 
 

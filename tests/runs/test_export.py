@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import runpy
 import sys
 
@@ -18,7 +19,11 @@ from tiller.models.trajectory import SamplerSettings, Trajectory
 from tiller.runs.export import export, redraw_script
 from tiller.runs.png import open_png, to_image
 from tiller.runs.store import RunStore
-from tiller.testing.fake_pipeline import save_fake_pipeline
+from tiller.testing.fake_pipeline import (
+    fake_lcm_pipeline,
+    save_fake_pipeline,
+    save_fake_sdxl_pipeline,
+)
 
 # Long for the fake model: dropping its last words is part of what must be redrawn.
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt has:UserWarning")
@@ -35,7 +40,19 @@ def folders(tmp_path_factory):
     }
 
 
-def drawn(tmp_path, folder, *, embeds=(), **sampler):
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Two saved fake SDXL models, one of whose empty negative prompt is zeros, and an LCM."""
+    out = tmp_path_factory.mktemp("families")
+    found = {
+        name: str(save_fake_sdxl_pipeline(out / name, force_zeros=name == "xl"))
+        for name in ("xl", "xl-words")
+    }
+    fake_lcm_pipeline().save_pretrained(out / "lcm")
+    return {**found, "lcm": str(out / "lcm")}
+
+
+def drawn(tmp_path, folder, *, embeds=(), negative="dark", **sampler):
     """A run folder whose best picture our own trajectory drew, and that picture."""
     settings = SamplerSettings(
         **{"num_inference_steps": 4, "guidance_scale": 3.0, "height": 16, "width": 16} | sampler
@@ -43,7 +60,10 @@ def drawn(tmp_path, folder, *, embeds=(), **sampler):
     model = load_model(folder)
     trajectory = Trajectory(model, settings)
     noise = trajectory.sample_noise(torch.Generator().manual_seed(5))[None]
-    conditioning = model.encode([PROMPT], ["dark"])
+    conditioning = model.encode([PROMPT], [negative])
+    if "pooled_prompt_embeds" in embeds:  # changed, as a method may
+        pooled = conditioning.pooled_prompt_embeds + 1
+        conditioning = dataclasses.replace(conditioning, pooled_prompt_embeds=pooled)
     inputs = {"noise": noise}
     for name in embeds:
         inputs[name] = getattr(conditioning, name)
@@ -51,8 +71,9 @@ def drawn(tmp_path, folder, *, embeds=(), **sampler):
         picture = model.decode(trajectory.run(noise, conditioning))
     about = {
         "prompt": PROMPT,
-        "negative_prompt": "dark",
+        "negative_prompt": negative,
         "model": folder,
+        "pipeline": model.pipeline_class,
         "sampler": {**vars(settings)},
         "seed": 0,
     }
@@ -69,7 +90,7 @@ def redrawn(script, monkeypatch, *arguments):
         for node in ast.walk(ast.parse(text))
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
-    assert names == {"sys", "pathlib", "torch", "diffusers", "safetensors"}
+    assert names - {"copy"} == {"sys", "pathlib", "torch", "diffusers", "safetensors"}
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     runpy.run_path(str(script), run_name="__main__")
     return np.asarray(Image.open(script.with_name("best.png"))).astype(int)
@@ -84,6 +105,8 @@ def redrawn(script, monkeypatch, *arguments):
         {"eta": 0.0},
         {"scheduler": "euler"},
         {"scheduler": "pndm"},
+        {"scheduler": "euler_a"},
+        {"scheduler": "lcm", "guidance_scale": 1.0},
     ],
     ids=str,
 )
@@ -103,6 +126,41 @@ def test_embeddings_take_the_place_of_words(tmp_path, folders, monkeypatch, embe
     run, picture = drawn(tmp_path, folders[True], embeds=embeds, eta=1.0)
     again = redrawn(export(run, "python", tmp_path / "elsewhere"), monkeypatch, folders[True])
     assert np.abs(again - picture).max() <= 1
+
+
+@pytest.mark.parametrize("negative", ["dark", ""])
+@pytest.mark.parametrize("name", ["xl", "xl-words"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"eta": 1.0},
+        {"scheduler": "euler", "guidance_scale": 1.0},
+        {"scheduler": "euler_a", "num_inference_steps": 1, "guidance_scale": 0.0},
+    ],
+    ids=str,
+)
+def test_an_sdxl_picture_is_redrawn(tmp_path, families, monkeypatch, sampler, name, negative):
+    run, picture = drawn(tmp_path, families[name], negative=negative, **sampler)
+    again = redrawn(export(run, "python"), monkeypatch)
+    assert np.abs(again - picture).max() <= 1
+    assert picture.std() > 5, "a flat picture would prove nothing"
+
+
+@pytest.mark.parametrize(
+    "embeds",
+    [("pooled_prompt_embeds",), ("prompt_embeds", "negative_prompt_embeds"), ("prompt_embeds",)],
+    ids="-".join,
+)
+def test_sdxl_embeddings_take_the_place_of_words(tmp_path, families, monkeypatch, embeds):
+    run, picture = drawn(tmp_path, families["xl"], embeds=embeds, eta=1.0)
+    assert np.abs(redrawn(export(run, "python"), monkeypatch) - picture).max() <= 1
+
+
+@pytest.mark.parametrize("embeds", [(), ("prompt_embeds",)], ids=len)
+def test_a_consistency_models_picture_is_redrawn(tmp_path, families, monkeypatch, embeds):
+    run, picture = drawn(tmp_path, families["lcm"], embeds=embeds, scheduler="lcm")
+    assert np.abs(redrawn(export(run, "python"), monkeypatch) - picture).max() <= 1
+    assert picture.std() > 5, "a flat picture would prove nothing"
 
 
 def test_the_noise_file_says_how_it_is_used(tmp_path, folders):
@@ -154,10 +212,12 @@ def test_a_run_without_a_finished_round(tmp_path):
     assert export(run, "prompt") == "x\n"
 
 
-def test_a_noise_a_step_is_ddims_alone():
+def test_other_schedulers_and_pipelines_have_no_script():
     settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "scheduler": "euler"}
-    with pytest.raises(RunError, match="ddim alone"):
+    with pytest.raises(RunError, match="a noise at each step of ddim, euler_a, lcm; this run"):
         redraw_script(settings, {"noise": 4})
+    with pytest.raises(RunError, match=r"this run has 'os'\. Export it to png"):
+        redraw_script({**settings, "pipeline": "os"}, {"noise": 1})
     with pytest.raises(RunError, match="'os'"):
         redraw_script({**settings, "scheduler": "os"}, {"noise": 1})
 

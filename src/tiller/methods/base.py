@@ -54,7 +54,7 @@ class Method(ABC):
     Attributes:
         num_inference_steps: denoising steps T.
         guidance_scale: classifier-free guidance, diffusers' convention (1 + w of the papers).
-        scheduler: ddim, lms, euler, pndm or dpmsolver++.
+        scheduler: ddim, lms, euler, pndm, dpmsolver++, euler_a or lcm.
         checkpoint: which steps keep their activations: auto, keep, recompute or a number of steps.
         stop_below: end the run where P(z), the probability of its noise, falls below this (a
             typical noise has about .25, .001 is far off); 0 for never.

@@ -2,8 +2,8 @@
 
 The script needs the names that `RunStore.save_best` was given as metadata: `prompt`,
 `negative_prompt`, `model_path` or else `model` (hub id, folder or single file; None for a pipeline
-object), `scheduler` (its short name), `num_inference_steps`, `guidance_scale`, `eta`, `height`,
-`width`, `dtype`, `device`. The sampler's may be under `sampler`.
+object), `pipeline` (its class in diffusers), `scheduler` (its short name), `num_inference_steps`,
+`guidance_scale`, `eta`, `height`, `width`, `dtype`, `device`. The sampler's may be under `sampler`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ _CLASSES = {
     "euler": "EulerDiscreteScheduler",
     "pndm": "PNDMScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
 }
+_STEPWISE = ("ddim", "euler_a", "lcm")  # those that can add a noise at each step
+_SD, _XL, _LCM = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "LatentConsistencyModelPipeline",
+)
 
 
 def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> str | Path:
@@ -182,14 +190,21 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         slots: the names of the tensors in `noise.safetensors` with their first dimension.
 
     Raises:
-        RunError: the scheduler is not one that a script can be given, or not with a noise a step.
+        RunError: the pipeline or the scheduler is not one that a script can be given, or the
+            scheduler not with a noise a step.
     """
     stepwise = slots.get("noise", 1) > 1
     name = str(settings.get("scheduler") or "ddim")
-    if name not in _CLASSES or (stepwise and name != "ddim"):
+    if name not in _CLASSES or (stepwise and name not in _STEPWISE):
         raise RunError(
             f"a script can redraw runs of {', '.join(_CLASSES)}, and with a noise at each step of "
-            f"ddim alone; this run has {name!r}. Export it to png or prompt"
+            f"{', '.join(_STEPWISE)}; this run has {name!r}. Export it to png or prompt"
+        )
+    pipeline = str(settings.get("pipeline") or _SD)
+    if pipeline not in (_SD, _XL, _LCM):
+        raise RunError(
+            f"a script can redraw runs of {_SD}, {_XL} and {_LCM}; this run has {pipeline!r}. "
+            "Export it to png or prompt"
         )
     model = settings.get("model_path") or settings.get("model")
     dtype = str(settings.get("dtype") or "float32").removeprefix("torch.")
@@ -198,6 +213,10 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         "redraw.py.j2",
         scheduler=_CLASSES[name],
         stepwise=stepwise,
+        drawing=name != "ddim",
+        pipeline=pipeline,
+        names=_names(pipeline),
+        consistency=pipeline == _LCM,
         model=None if model is None else str(model),
         noise_path=str(settings.get("noise_path") or "noise.safetensors"),
         loader="from_single_file" if single else "from_pretrained",
@@ -205,11 +224,21 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         negative_prompt=str(settings.get("negative_prompt") or ""),
         device=str(settings.get("device") or "cpu"),
         dtype=dtype if dtype in {"float16", "bfloat16", "float64"} else "float32",
-        embedded="prompt_embeds" in slots,
-        negative_embedded="negative_prompt_embeds" in slots,
+        embedded=any(embedding in slots for embedding in _names(pipeline)),
+        guided=pipeline != _LCM and float(settings["guidance_scale"]) > 1,
         num_inference_steps=int(settings["num_inference_steps"]),
         guidance_scale=float(settings["guidance_scale"]),
         eta=float(settings.get("eta") or 0),
         height=int(settings.get("height") or 0),
         width=int(settings.get("width") or 0),
     )
+
+
+def _names(pipeline: str) -> tuple[str, ...]:
+    """The embeddings of a pipeline's call, in the order in which its `encode_prompt` gives them."""
+    names = ["prompt_embeds"]
+    if pipeline != _LCM:
+        names.append("negative_prompt_embeds")
+    if pipeline == _XL:
+        names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+    return tuple(names)
