@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tiller.core.errors import InvalidInput
-from tiller.methods._catalog import available, convert, make_method
+from tiller.core.settings import convert
+from tiller.methods._catalog import available, make_method
 from tiller.methods.dno import Dno
 from tiller.rewards import make_reward
 
