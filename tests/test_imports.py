@@ -28,6 +28,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"core"},
     "runs": {"core"},
     "executors": {"core"},
+    "affixes": {
+        "core",
+        "models",
+        "spaces",
+        "rewards",
+        "solvers",
+        "methods",
+        "tasks",
+        "runs",
+        "learning",
+    },
     "concepts": {"core", "models", "spaces", "rewards", "solvers", "runs", "learning"},
     "tasks": {"core", "models.base", "rewards", "runs", "executors"},
     "automl": {"core", "solvers", "runs", "executors", "llm"},
@@ -50,6 +61,7 @@ TOP = {
     "listing",
     "session",
     "terminal",
+    "unseen",
     "web",
 }
 

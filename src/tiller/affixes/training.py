@@ -1,0 +1,387 @@
+"""Training one affix on many prompts: a search in step with its run folder, then a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.affixes.evaluation import Comparison, Unseen, compared, means, sheet
+from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
+from tiller.core.budget import Budget, Cost
+from tiller.core.errors import InvalidInput, RunError
+from tiller.core.search import Phase, Problem, Step
+from tiller.core.solver import Solver
+from tiller.learning import INTERRUPTED, Learned, learn
+from tiller.methods._affix_files import check_model, encode_affix, read_affix
+from tiller.methods._catalog import make_method
+from tiller.methods.ipgo import FEW, SOLVERS, Ipgo
+from tiller.models.base import FrozenModel
+from tiller.models.loader import load_model
+from tiller.models.trajectory import Gradient
+from tiller.rewards import RewardSum, make_reward
+from tiller.runs.files import write_atomically
+from tiller.runs.journal import Entry
+from tiller.runs.store import RunStore, versions
+from tiller.solvers.bayes import Bayes
+from tiller.solvers.cma import CmaEs
+from tiller.solvers.gradient import Gradient as GradientSolver
+from tiller.spaces.affixes import Affix, Affixes
+
+KIND = "affix"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ended with.
+
+    Attributes:
+        affix: the tokens, a batch of one.
+        file: where they were saved; None where the training was interrupted.
+        run_dir: the run's folder.
+        unseen: each reward on the prompts that were held back, with and without the affix.
+        cost: what the training used (looking at unseen prompts is not charged).
+        stopped: why it ended.
+    """
+
+    affix: Affix
+    file: Path | None
+    run_dir: Path
+    unseen: dict[str, Comparison]
+    cost: Cost
+    stopped: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, and on what.
+
+    Attributes:
+        prompts: the training set.
+        unseen: prompts that are only looked at; none for no look.
+        reward: what to raise, as `steer` takes it.
+        held_out: a reward to look at and not to raise.
+        negative_prompt: what guidance steers away from.
+        batch: prompts a round (IPGO, section 5.4: 4 or 10).
+        epochs: how often each prompt comes (IPGO, appendix B: 20).
+        budget: a limit besides the epochs, such as "images=1000" (IPGO, section 5.4).
+        seed: of everything random.
+        settings: fields of `ipgo`; the learning rate is constant unless `decay` is given.
+
+    Source of the defaults: Ye et al. 2025, "IPGO", section 5.4 and appendix B.
+    """
+
+    prompts: Sequence[str]
+    unseen: Sequence[str] = ()
+    reward: Any = "clip"
+    held_out: str | None = None
+    negative_prompt: str = ""
+    batch: int = 4
+    epochs: int = 20
+    budget: str | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """The prompts, and a share of them held back, chosen by the seed; both in the order given.
+
+    Raises:
+        InvalidInput: a share outside [0, 1), or one that leaves nothing to learn from.
+
+    Example:
+        >>> split(["a", "b", "c", "d"], 0.25, seed=0)
+        (['a', 'c', 'd'], ['b'])
+    """
+    if not 0 <= share < 1:
+        raise InvalidInput(f"the share of prompts to hold back must lie in [0, 1), got {share}")
+    count = round(share * len(prompts))
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    back = set(order[:count])
+    if len(back) == len(prompts):
+        raise InvalidInput(f"expected prompts to learn from, got {len(prompts)}, all held back")
+    return (
+        [prompt for i, prompt in enumerate(prompts) if i not in back],
+        [prompt for i, prompt in enumerate(prompts) if i in back],
+    )
+
+
+def train(
+    model: str | FrozenModel | Any,
+    plan: Plan,
+    file: str | Path,
+    *,
+    out: str | Path = "runs",
+    on_step: Callable[[Step], None] | None = None,
+    command: Sequence[str] = (),
+) -> Trained:
+    """Train an affix on many prompts and save it.
+
+    Args:
+        model: what `load_model` takes or returns.
+        plan: what to train, and on what.
+        file: the affix file to write.
+        out: the folder that gets the run's folder.
+        on_step: called after each round.
+        command: the words that repeat it in a shell, for the report.
+
+    Raises:
+        InvalidInput: something in the plan is unusable; nothing has been drawn.
+        Incompatible, RewardError: as `steer`.
+
+    Example:
+        >>> plan = Plan(["a red cat", "a blue dog"], reward="preference")     # doctest: +SKIP
+        >>> trained = train("emoji", plan, "style.safetensors")               # doctest: +SKIP
+        >>> tiller.steer("emoji", "a green owl", method="raw", affix="style.safetensors")
+        ...                                                                   # doctest: +SKIP
+
+    Source: Ye et al. 2025, "IPGO", section 5.4.
+    """
+    loaded = model if isinstance(model, FrozenModel) else load_model(model)
+    reward = make_reward(plan.reward, probe_size=loaded.defaults.height, device=loaded.device)
+    spec = _spec(loaded, plan, reward, Path(file).absolute())
+    training = Training({**spec, "command": list(command)}, loaded, reward)
+    training.phases()  # refuses what cannot work before there is a folder
+    store = RunStore.create(out, training.spec, f"{KIND}-ipgo")
+    return training.run(store, on_step)
+
+
+def resume_training(
+    run_dir: str | Path,
+    *,
+    model: FrozenModel | None = None,
+    reward: Any = None,
+    budget: str | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Trained:
+    """Continue a training bit-exactly from its last saved round, and save the affix.
+
+    Raises:
+        RunError: no run there, no training, or one that other weights or code began.
+    """
+    store = RunStore.open(run_dir)
+    spec = store.spec
+    if spec.get("kind") != KIND:
+        raise RunError(f"{run_dir} is no training of an affix; continue it with tiller.resume")
+    if (model is None and spec["model"] is None) or (reward is None and spec["reward"] is None):
+        raise RunError(
+            f"{run_dir} was made with a Python object as its model or reward; pass it again: "
+            "resume_training(run, model=..., reward=...)"
+        )
+    loaded = model or load_model(spec["model"], **spec["model_options"])
+    if loaded.fingerprint() != spec["model_fingerprint"]:
+        raise RunError(
+            f"{run_dir} was begun with other weights than {loaded.name} has now; install the "
+            f"version that began it ({spec['versions']}), or start a new run"
+        )
+    given = spec["reward"] if reward is None else reward
+    made = make_reward(given, probe_size=loaded.defaults.height, device=loaded.device)
+    if budget is not None:
+        Budget.parse(budget)
+        with store:
+            store.set_budget(budget)
+    return Training(store.spec, loaded, made).run(store, on_step)
+
+
+class Training:
+    """A training's parts, all made from its spec.
+
+    Args:
+        spec: what the run's folder keeps.
+        model: the frozen model.
+        reward: what to raise.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], model: FrozenModel, reward: RewardSum) -> None:
+        self.spec, self.model, self.reward = spec, model, reward
+        self.method = Ipgo(**spec["method"]["settings"])
+        trajectory = self.method.trajectory(model)
+        negative = spec["negative_prompt"]
+        self.prompts = PromptSet(model, spec["prompts"], negative)
+        kind = self._solver_name()
+        self.space = self._space(kind)
+        self.objective = BatchPictures(
+            trajectory,
+            reward,
+            self.prompts,
+            self.space,
+            batch=spec["batch"],
+            gamma=self.method.gamma,
+            gradient=Gradient.parse(self.method.gradient) if kind == "gradient" else None,
+            checkpoint=self.method._checkpoint(),
+            resample=self.method.resample,
+        )
+        self.solver = self._solver(kind)
+        held_out = make_reward(spec["held_out"])
+        self.unseen = (
+            Unseen(
+                trajectory,
+                PromptSet(model, spec["unseen"], negative),
+                [held_out, reward],
+                spec["seed"],
+            )
+            if spec["unseen"]
+            else None
+        )
+        self.watched = tuple(part.name for part in held_out.parts)
+
+    def phases(self) -> list[Phase]:
+        """The training, one phase."""
+        problem = Problem(self.space, self.objective, self.solver)
+        return [Phase("training", lambda _: problem)]
+
+    def run(self, store: RunStore, on_step: Callable[[Step], None] | None = None) -> Trained:
+        """Train, or go on; then write the file."""
+        learned = learn(
+            store,
+            self.phases(),
+            Budget.parse(self.spec["budget"]),
+            self.spec["seed"],
+            begin=lambda: self._begin(store),
+            entry=lambda step: self._entry(store, step),
+            on_step=on_step,
+        )
+        affix = self._result(learned.problem.solver, learned.state.solver, learned.best.z)
+        whole = learned.stopped != INTERRUPTED
+        file = self._save(affix, learned) if whole else None
+        unseen = unseen_of(store.entries())
+        return Trained(affix, file, store.path, unseen, learned.cost, learned.stopped)
+
+    def _begin(self, store: RunStore) -> Iterable[Entry]:
+        """The unseen prompts as the model draws them by itself."""
+        if self.unseen is None:
+            return []
+        pictures = self.unseen.pictures(None)
+        scores = self.unseen.scores(pictures)
+        store.save_image("baseline", sheet(pictures), self._about(0, means(scores)))
+        line = {
+            "kind": "baseline",
+            "scores": means(scores),
+            "held_out": self.watched,
+            "image": "images/baseline.png",
+            "each": scores,
+        }
+        return [line]
+
+    def _entry(self, store: RunStore, step: Step) -> Entry:
+        """At the end, the unseen prompts within the affix."""
+        if self.unseen is None or step.stopped in (None, INTERRUPTED):
+            return {"scores": {}}
+        affix = self._result(step.problem.solver, step.state.solver, step.best.z)
+        pictures = self.unseen.pictures(affix)
+        scores = self.unseen.scores(pictures)
+        store.save_image("best", sheet(pictures), self._about(step.index, means(scores)))
+        return {"scores": means(scores), "each": scores, "image": "images/best.png"}
+
+    def _result(self, solver: Solver[Any], state: Any, best: Tensor) -> Affix:
+        """The affix where the last step led; for solvers that only propose, the best of all."""
+        stands = solver.stands(state)
+        with torch.no_grad():
+            return self.space.decode(best if stands is None else stands)
+
+    def _save(self, affix: Affix, learned: Learned) -> Path:
+        file = Path(self.spec["file"])
+        texts = self.spec["prompts"]
+        about = {
+            "prompts": len(texts),
+            "prompts_hash": hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest(),
+            "reward": self.spec["reward"],
+            "seed": self.spec["seed"],
+            "steps": learned.state.round,
+            "images": learned.cost.images,
+            "method": self.spec["method"],
+            "versions": self.spec["versions"],
+        }
+        write_atomically(file, encode_affix(affix, self.model, about), "save the affix")
+        check_model(read_affix(file), self.model, file)
+        return file
+
+    def _about(self, step: int, scores: Mapping[str, float]) -> dict[str, Any]:
+        known = {key: self.spec[key] for key in ("prompt", "negative_prompt", "model", "seed")}
+        return {**known, **self.spec["sampler"], "method": KIND, "step": step, "scores": scores}
+
+    def _solver_name(self) -> str:
+        name = self.method.solver
+        if name not in SOLVERS:
+            raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}")
+        if name != "auto":
+            return name
+        if self.reward.differentiable:
+            return "gradient"
+        return "bayes" if self._space("cma").dimension <= FEW else "cma"
+
+    def _space(self, kind: str) -> Affixes:
+        width = self.prompts.encoded(0).prompt_embeds.shape[2]
+        return self.method.affixes(width, moves="all" if kind == "gradient" else "coefficients")
+
+    def _solver(self, kind: str) -> Solver[Any]:
+        method = self.method
+        if kind == "gradient":
+            return GradientSolver(
+                lr=method.lr,
+                schedule=method.schedule(),
+                clip_norm=method.clip_norm,
+                estimator=ByParts(),
+            )
+        return CmaEs(popsize=method.popsize) if kind == "cma" else Bayes(batch=method.popsize or 1)
+
+
+def unseen_of(entries: Sequence[Entry]) -> dict[str, Comparison]:
+    """What a training's journal says of unseen prompts; nothing before its end."""
+    before = next((line["each"] for line in entries if line.get("kind") == "baseline"), None)
+    after = [line["each"] for line in entries if line.get("kind") == "step" and "each" in line]
+    return compared(before, after[-1]) if before and after else {}
+
+
+def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict[str, Any]:
+    """All that repeats the training."""
+    _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
+    prompts = [text.strip() for text in plan.prompts if text.strip()]
+    unseen = [text.strip() for text in plan.unseen if text.strip()]
+    if not prompts or plan.batch < 1 or plan.epochs < 1:
+        raise InvalidInput(
+            f"expected prompts, batch >= 1 and epochs >= 1, got {len(prompts)} prompts, "
+            f"batch={plan.batch}, epochs={plan.epochs}"
+        )
+    if method.affix:
+        raise InvalidInput(
+            f"an affix is trained on plain prompts, got {method.affix=}; leave it out"
+        )
+    rounds = plan.epochs * -(-len(prompts) // min(plan.batch, len(prompts)))
+    budget = Budget.parse(plan.budget) if plan.budget else Budget(steps=rounds)
+    if budget.steps is None or budget.steps > rounds:
+        budget = dataclasses.replace(budget, steps=rounds)
+    held_out = plan.held_out or _held_out(reward)
+    return {
+        "kind": KIND,
+        "prompt": f"{len(prompts)} prompts",
+        "prompts": prompts,
+        "unseen": unseen,
+        "file": str(file),
+        "batch": plan.batch,
+        "epochs": plan.epochs,
+        "method": {"name": "ipgo", "settings": dataclasses.asdict(method)},
+        "citation": method.citation,
+        "model": model.source,
+        "model_options": model.options,
+        "model_fingerprint": model.fingerprint(),
+        "negative_prompt": plan.negative_prompt,
+        "reward": reward.spec,
+        "held_out": held_out,
+        "budget": str(budget),
+        "seed": plan.seed,
+        "sampler": dataclasses.asdict(method.sampler(model)),
+        "versions": versions(),
+    }
+
+
+def _held_out(reward: RewardSum) -> str:
+    """A reward to look at beside the optimized ones: the second CLIP, else the first."""
+    used = {part.name for part in reward.parts}
+    return next(name for name in ("clip_heldout", "clip", "brightness") if name not in used)
