@@ -31,11 +31,10 @@ _CLASSES = {
     "lcm": "LCMScheduler",
 }
 _STEPWISE = ("ddim", "euler_a", "lcm")  # those that can add a noise at each step
-_SD, _XL, _LCM = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "LatentConsistencyModelPipeline",
-)
+_SD, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+_PIPELINES = {_SD: _SD, "LatentConsistencyModelPipeline": _SD, _XL: _XL}  # -> what redraws it
+_EMBEDS = ("prompt_embeds", "negative_prompt_embeds")  # as `encode_prompt` gives them
+_POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> str | Path:
@@ -200,12 +199,13 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
             f"a script can redraw runs of {', '.join(_CLASSES)}, and with a noise at each step of "
             f"{', '.join(_STEPWISE)}; this run has {name!r}. Export it to png or prompt"
         )
-    pipeline = str(settings.get("pipeline") or _SD)
-    if pipeline not in (_SD, _XL, _LCM):
+    of = str(settings.get("pipeline") or _SD)
+    if of not in _PIPELINES:
         raise RunError(
-            f"a script can redraw runs of {_SD}, {_XL} and {_LCM}; this run has {pipeline!r}. "
-            "Export it to png or prompt"
+            f"a script can redraw runs of {', '.join(_PIPELINES)}; this run has {of!r}. Export it "
+            "to png or prompt"
         )
+    embeds = (*_EMBEDS, *_POOLED) if _PIPELINES[of] == _XL else _EMBEDS
     model = settings.get("model_path") or settings.get("model")
     dtype = str(settings.get("dtype") or "float32").removeprefix("torch.")
     single = str(model).endswith((".safetensors", ".ckpt"))
@@ -214,9 +214,8 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         scheduler=_CLASSES[name],
         stepwise=stepwise,
         drawing=name != "ddim",
-        pipeline=pipeline,
-        names=_names(pipeline),
-        consistency=pipeline == _LCM,
+        pipeline=_PIPELINES[of],
+        embeds=embeds,
         model=None if model is None else str(model),
         noise_path=str(settings.get("noise_path") or "noise.safetensors"),
         loader="from_single_file" if single else "from_pretrained",
@@ -224,21 +223,10 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
         negative_prompt=str(settings.get("negative_prompt") or ""),
         device=str(settings.get("device") or "cpu"),
         dtype=dtype if dtype in {"float16", "bfloat16", "float64"} else "float32",
-        embedded=any(embedding in slots for embedding in _names(pipeline)),
-        guided=pipeline != _LCM and float(settings["guidance_scale"]) > 1,
+        embedded=any(name in slots for name in embeds),
         num_inference_steps=int(settings["num_inference_steps"]),
         guidance_scale=float(settings["guidance_scale"]),
         eta=float(settings.get("eta") or 0),
         height=int(settings.get("height") or 0),
         width=int(settings.get("width") or 0),
     )
-
-
-def _names(pipeline: str) -> tuple[str, ...]:
-    """The embeddings of a pipeline's call, in the order in which its `encode_prompt` gives them."""
-    names = ["prompt_embeds"]
-    if pipeline != _LCM:
-        names.append("negative_prompt_embeds")
-    if pipeline == _XL:
-        names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
-    return tuple(names)
