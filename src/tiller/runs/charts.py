@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ WIDTHS = {"wide": 760, "narrow": 360}
 SERIES = 6  # colours that the page defines; more curves begin again at the first
 
 # Stand-ins, chosen so that nothing else in a figure has them.
-_INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
-_SERIES = [f"#0a0b{i:02x}" for i in range(SERIES)]
+INK, MUTED, GRID = "#010203", "#040506", "#070809"
+COLOURS = [f"#0a0b{i:02x}" for i in range(SERIES)]
 _CSS = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--line)",
-    **{stand_in: f"var(--series-{i})" for i, stand_in in enumerate(_SERIES)},
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    **{stand_in: f"var(--series-{i})" for i, stand_in in enumerate(COLOURS)},
 }
 
 
@@ -55,10 +55,37 @@ def charts(panels: Sequence[Panel], name: str, x_label: str) -> dict[str, str]:
         name: unique in its page; part of every id, so that two charts do not share one.
         x_label: what the x axis counts.
     """
-    return {size: _chart(panels, f"{name}-{size}", x_label, size) for size in WIDTHS}
+    heights = [1.5] + [1.0] * (len(panels) - 1)
+
+    def draw(figure: Any, size: str) -> None:
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+        for panel, axis in zip(panels, axes[:, 0], strict=True):
+            _draw(axis, panel)
+        axes[-1, 0].set_xlabel(x_label)
+
+    def height(size: str) -> float:
+        return (150 if size == "wide" else 120) * sum(heights) + 40
+
+    return drawn(draw, height, name, "Curves: " + "; ".join(panel.title for panel in panels))
 
 
-def _chart(panels: Sequence[Panel], name: str, x_label: str, size: str) -> str:
+def drawn(
+    draw: Callable[[Any, str], None], height: Callable[[str], float], name: str, label: str
+) -> dict[str, str]:
+    """SVG elements by width (`wide`, `narrow`) of what `draw(figure, size)` puts into a figure.
+
+    Args:
+        draw: uses `INK`, `MUTED`, `GRID` and `COLOURS`, which become the page's colours.
+        height: of a size, in the units of `WIDTHS`.
+        name: unique in its page.
+        label: what the picture shows, for those who cannot see it.
+    """
+    return {size: _drawn(draw, size, height(size), f"{name}-{size}", label) for size in WIDTHS}
+
+
+def _drawn(
+    draw: Callable[[Any, str], None], size: str, height: float, name: str, label: str
+) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -70,33 +97,25 @@ def _chart(panels: Sequence[Panel], name: str, x_label: str, size: str) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "text.parse_math": False,
-        "text.color": _INK,
-        "axes.labelcolor": _MUTED,
-        "axes.edgecolor": _GRID,
-        "xtick.color": _GRID,
-        "ytick.color": _GRID,
-        "xtick.labelcolor": _MUTED,
-        "ytick.labelcolor": _MUTED,
-        "grid.color": _GRID,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": GRID,
+        "xtick.color": GRID,
+        "ytick.color": GRID,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "grid.color": GRID,
     }
-    width = WIDTHS[size]
-    heights = [1.5] + [1.0] * (len(panels) - 1)
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.02)
     with mpl.rc_context(settings), warnings.catch_warnings():
         # The page's fonts draw the text, so it does not matter what matplotlib's own can draw.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        unit = 150 if size == "wide" else 120
-        figure = Figure(figsize=(width / 72, (unit * sum(heights) + 40) / 72), layout=layout)
+        figure = Figure(figsize=(WIDTHS[size] / 72, height / 72), layout=layout)
         figure.patch.set_alpha(0)
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[
-            :, 0
-        ]
-        for panel, axis in zip(panels, axes, strict=True):
-            _draw(axis, panel)
-        axes[-1].set_xlabel(x_label)
+        draw(figure, size)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue().decode(), name, [panel.title for panel in panels])
+    return _for_page(buffer.getvalue().decode(), name, label)
 
 
 def _draw(axis: Any, panel: Panel) -> None:
@@ -108,9 +127,9 @@ def _draw(axis: Any, panel: Panel) -> None:
     axis.locator_params(axis="y", nbins=5)
     axis.locator_params(axis="x", nbins=6)
     if panel.baseline is not None:
-        axis.axhline(panel.baseline, color=_MUTED, linewidth=1.2, dashes=(4, 3))
+        axis.axhline(panel.baseline, color=MUTED, linewidth=1.2, dashes=(4, 3))
     for curve in panel.curves:
-        colour = _SERIES[curve.colour % SERIES]
+        colour = COLOURS[curve.colour % SERIES]
         x = [a for a, b in zip(curve.x, curve.y, strict=True) if b is not None]
         y = [b for b in curve.y if b is not None]
         if curve.points:
@@ -121,7 +140,7 @@ def _draw(axis: Any, panel: Panel) -> None:
                 axis.plot(x[-1:], y[-1:], "o", color=colour, markersize=6, markeredgewidth=0)
 
 
-def _for_page(svg: str, name: str, titles: Sequence[str]) -> str:
+def _for_page(svg: str, name: str, label: str) -> str:
     """The bare element: the page's colours and font, ids of its own, no prolog and no links."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
@@ -131,12 +150,11 @@ def _for_page(svg: str, name: str, titles: Sequence[str]) -> str:
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for stand_in, variable in _CSS.items():
         svg = svg.replace(stand_in, variable)
-    label = _escaped("Curves: " + "; ".join(titles))
     opening = re.match(r"<svg[^>]*>", svg)
     assert opening is not None, "matplotlib wrote no svg element"
     box = re.search(r'viewBox="([^"]*)"', opening[0])
     assert box is not None, "matplotlib wrote no viewBox"
-    head = f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">'
+    head = f'<svg viewBox="{box[1]}" role="img" aria-label="{_escaped(label)}">'
     return head + svg[opening.end() :].strip()
 
 

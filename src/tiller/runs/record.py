@@ -14,6 +14,9 @@ from tiller.runs.journal import Entry
 from tiller.runs.spec import flattened, texts
 from tiller.runs.store import BEST, RunStore
 
+ATTACK = "attack"
+"""The command that lowers a score, and its method."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -46,6 +49,11 @@ class Record:
     def citation(self) -> str:
         """The paper that the method comes from, or an empty text."""
         return str(self.spec.get("citation") or "")
+
+    @property
+    def lowers(self) -> bool:
+        """Whether the search lowered the score: an attack."""
+        return bool(self.spec.get("lowers", self.method == ATTACK))
 
     @property
     def prompt(self) -> str:
@@ -87,6 +95,11 @@ class Record:
     def last(self) -> Entry:
         """The latest round, or an empty entry."""
         return next((e for e in reversed(self.entries) if e.get("kind") == "step"), {})
+
+    @property
+    def unseen(self) -> Entry:
+        """What the best was worth on noises that the search did not see, or an empty entry."""
+        return next((e for e in reversed(self.entries) if e.get("kind") == "unseen"), {})
 
     @property
     def best_entry(self) -> Entry:
@@ -174,10 +187,12 @@ class Record:
 
     def _arguments(self) -> list[str]:
         spec = self.spec
-        words: list[str] = ["tiller", "steer"]
+        attack = self.method == ATTACK  # a command of its own
+        words: list[str] = ["tiller", ATTACK if attack else "steer"]
         if not self.prompt.startswith("-"):
             words.append(self.prompt)
-        single = (("--method", self.method), ("--model", spec.get("model")))
+        method = None if attack else self.method
+        single = (("--method", method), ("--model", spec.get("model")))
         words += [w for flag, value in single if value for w in (flag, str(value))]
         words += [w for name in self.rewards for w in ("--reward", name)]
         words += [w for name in self._watched for w in ("--held-out", name)]

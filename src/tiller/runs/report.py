@@ -9,8 +9,8 @@ from tiller.core.errors import InvalidInput
 from tiller.runs.charts import SERIES, Curve, Panel, charts
 from tiller.runs.files import write_atomically
 from tiller.runs.record import Record, read_run, weighted
-from tiller.runs.templating import rendered
-from tiller.runs.view import RunView, shortened, view
+from tiller.runs.templating import rendered, shortened
+from tiller.runs.view import RunView, view
 
 Legend = list[dict[str, str | int]]
 
@@ -66,11 +66,12 @@ def _panels(record: Record) -> tuple[list[Panel], Legend]:
     start = [0.0, *x]
     scores = record.baseline.get("scores") or {}
     before = _baseline_score(record)
-    best: list[float | None] = [before, *(entry["best_score"] for entry in steps)]
-    rounds = [entry["score"] for entry in steps]
+    sign = _sign(record)
+    best: list[float | None] = [before, *(sign * entry["best_score"] for entry in steps)]
+    rounds = [None if entry.get("relaxed") else sign * entry["score"] for entry in steps]
     panels = [
         Panel(
-            "Score (optimized)",
+            "Score (lowered)" if record.lowers else "Score (optimized)",
             [
                 Curve(x, rounds, "this round's best", points=True),
                 Curve(start, best, "best so far"),
@@ -89,6 +90,10 @@ def _panels(record: Record) -> tuple[list[Panel], Legend]:
             panels.append(Panel(f"{shortened(name)} (held out)", [curve], scores.get(name)))
     if len(panels) > 1:
         legend.append({"kind": "line", "colour": 1, "name": "of the same picture, not optimized"})
+    if any(entry.get("relaxed") for entry in steps):
+        mixed = [sign * entry["score"] if entry.get("relaxed") else None for entry in steps]
+        panels.append(Panel("Score of mixed words (an estimate)", [Curve(x, mixed, "mixed", 3)]))
+        legend.append({"kind": "line", "colour": 3, "name": "while the distribution is learned"})
     legend.append({"kind": "dashed", "colour": 0, "name": "not steered"})
     probabilities = [entry.get("probability") for entry in steps]
     if len({p for p in probabilities if p is not None}) > 1:  # else the noise was not searched
@@ -130,10 +135,19 @@ def _score_curves(records: Sequence[Record]) -> list[Curve]:
     if len(rewards) > 1 or len(records[0].rewards) == 1:  # one reward has its own panel below
         return []
     return [
-        Curve(_x(record), [entry["best_score"] for entry in record.steps], str(i + 1), i)
+        Curve(_x(record), _bests(record), str(i + 1), i)
         for i, record in enumerate(records)
         if record.steps
     ]
+
+
+def _bests(record: Record) -> list[float]:
+    return [_sign(record) * entry["best_score"] for entry in record.steps]
+
+
+def _sign(record: Record) -> int:
+    """What makes the search's score the reward's: an attack seeks what is worst."""
+    return -1 if record.lowers else 1
 
 
 def _reward_curves(records: Sequence[Record], name: str) -> list[Curve]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -12,24 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tiller.runs.advice import advice
+from tiller.runs.embedded import PictureView, StripView, picture, strips, thumbnail
 from tiller.runs.files import size_text
-from tiller.runs.png import open_png
 from tiller.runs.record import Record
-from tiller.runs.templating import readable
+from tiller.runs.templating import changed, direction, number
+from tiller.runs.words_view import UnseenView, WordsView, unseen_view, words_view
 
-PIXELATED_UP_TO = 128  # pixels: smaller pictures are enlarged in squares, as they are
 FRAMES = 12  # of the filmstrip, at most: evenly chosen, so that the file stays small
-FRAME_PIXELS = 256  # longest side of a filmstrip picture
-
-
-@dataclass(frozen=True)
-class PictureView:
-    """A picture inside the page."""
-
-    uri: str
-    width: int
-    height: int
-    pixelated: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +28,7 @@ class ScoreView:
     before: str
     after: str
     change: str
-    direction: str  # "up", "down" or ""
+    direction: str  # "good", "bad" or "": which way the search wants it
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,7 @@ class RunView:
     created: str
     prompt: str
     negative_prompt: str
+    lowers: bool
     method: str
     model: str
     rewards: list[str]
@@ -69,6 +57,9 @@ class RunView:
     before: PictureView | None
     after: PictureView | None
     best_step: int
+    words: WordsView | None
+    unseen: UnseenView | None
+    strips: list[StripView]
     scores: list[ScoreView]
     frames: list[FrameView]
     stopped: str
@@ -105,14 +96,18 @@ def view(record: Record) -> RunView:
         created=record.created,
         prompt=record.prompt or "(an empty prompt)",
         negative_prompt=record.negative_prompt,
+        lowers=record.lowers,
         method=record.method,
         model=Path(str(spec.get("model") or "")).name,
         rewards=record.rewards,
         seed=str(spec.get("seed", "")),
         budget=str(spec.get("budget") or ""),
-        before=None if before is None else _picture(before),
-        after=None if after is None else _picture(after),
+        before=None if before is None else picture(before),
+        after=None if after is None else picture(after),
         best_step=record.best_step,
+        words=words_view(record),
+        unseen=unseen_view(record),
+        strips=_strips(record),
         scores=_scores(record),
         frames=_frames(record),
         stopped=_stopped(record),
@@ -128,22 +123,6 @@ def view(record: Record) -> RunView:
         citation=record.citation,
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
-
-
-def shortened(text: str, most: int = 40) -> str:
-    """The beginning of a text, on one line and readable, for where there is little room."""
-    text = " ".join(readable(text).split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def number(value: float) -> str:
-    """Four digits that matter.
-
-    Example:
-        >>> number(0.87341), number(12345.6)
-        ('0.8734', '12,346')
-    """
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:#.4g}".rstrip(".")
 
 
 def duration(seconds: float) -> str:
@@ -165,21 +144,19 @@ def _scores(record: Record) -> list[ScoreView]:
     before = record.baseline.get("scores") or {}
     after = record.last.get("scores") or {}
     names = sorted(dict.fromkeys([*before, *after]), key=lambda name: name in record.held_out)
-    return [
-        _score(name, name in record.held_out, before.get(name), after.get(name)) for name in names
-    ]
+    return [_score(name, record, before.get(name), after.get(name)) for name in names]
 
 
-def _score(name: str, held_out: bool, before: float | None, after: float | None) -> ScoreView:
+def _score(name: str, record: Record, before: float | None, after: float | None) -> ScoreView:
     known = before is not None and after is not None
     gain = after - before if before is not None and after is not None else 0.0
     return ScoreView(
         name=name,
-        held_out=held_out,
+        held_out=name in record.held_out,
         before="–" if before is None else number(before),
         after="–" if after is None else number(after),
-        change=f"{gain:+#.3g}".rstrip(".").replace("-", "−") if known else "–",
-        direction="up" if gain > 0 else "down" if gain < 0 else "",
+        change=changed(gain) if known else "–",
+        direction=direction(gain, lowers=record.lowers),
     )
 
 
@@ -188,14 +165,21 @@ def _frames(record: Record) -> list[FrameView]:
     found = _spread(record.frames(), FRAMES - 1)
     if not found:
         return []
+    sign = -1 if record.lowers else 1
     frames = [
-        FrameView(_thumbnail(path), f"round {entry['step']}", number(entry["best_score"]))
+        FrameView(thumbnail(path), f"round {entry['step']}", number(sign * entry["best_score"]))
         for entry, path in found
     ]
     before = record.baseline_image
     if before is not None:
-        frames.insert(0, FrameView(_thumbnail(before), "not steered", ""))
+        frames.insert(0, FrameView(thumbnail(before), "not steered", ""))
     return frames
+
+
+def _strips(record: Record) -> list[StripView]:
+    """All of a candidate's pictures, where each was drawn from several noises."""
+    found = [("Before", "baseline-seeds"), ("After", "best-seeds")]
+    return strips([(title, record.path / "images" / f"{name}.png") for title, name in found])
 
 
 def _spread(items: Sequence[Any], most: int) -> list[Any]:
@@ -271,25 +255,3 @@ def _settings(record: Record) -> list[tuple[str, str]]:
         for name, value in rows
         if value is not None
     ]
-
-
-def _picture(path: Path) -> PictureView:
-    """The file as it is, so that a picture saved from the page still says how it was made."""
-    image, _, _ = open_png(path)
-    return _embedded(path.read_bytes(), "png", *image.size)
-
-
-def _thumbnail(path: Path) -> PictureView:
-    image, _, _ = open_png(path)
-    if max(image.size) <= FRAME_PIXELS:
-        return _picture(path)
-    small = image.convert("RGB")
-    small.thumbnail((FRAME_PIXELS, FRAME_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return _embedded(buffer.getvalue(), "jpeg", *small.size)
-
-
-def _embedded(data: bytes, kind: str, width: int, height: int) -> PictureView:
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return PictureView(uri, width, height, pixelated=max(width, height) <= PIXELATED_UP_TO)
