@@ -27,7 +27,7 @@ from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient, Trajectory
 from tiller.rewards import make_reward
 from tiller.spaces.lora import Lora
-from tiller.testing.fake_pipeline import fake_pipeline
+from tiller.testing.fake_pipeline import fake_lcm_pipeline, fake_pipeline, fake_sdxl_pipeline
 
 NAMES = TARGETS.split(",")
 SETTINGS = SamplerSettings(3, 2.0, height=16, width=16)
@@ -112,6 +112,29 @@ def test_the_loaded_model_is_never_touched(method: Any) -> None:
     assert {name: tensor.data_ptr() for name, tensor in now.items()} == addresses
     assert (model.fingerprint(), str(model.unet)) == (fingerprint, tree)
     assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "method"),
+    [
+        (fake_sdxl_pipeline, Draft(num_inference_steps=2, k=2, lr=0.01)),
+        (fake_sdxl_pipeline, Ddpo(num_inference_steps=3, batch=2)),
+        (fake_lcm_pipeline, Ddpo(num_inference_steps=3, batch=2)),
+    ],
+    ids=["draft on sdxl", "ddpo on sdxl", "ddpo on lcm"],
+)
+def test_other_families_are_trained_likewise(pipeline: Any, method: Any) -> None:
+    """Two encoders, pooled states, a guidance input, a sampler that draws its own noise."""
+    model: Any = load_model(pipeline())
+    before, fingerprint = str(model.unet), model.fingerprint()
+    task = Task(model, "a red cat", "", make_reward("brightness"))
+    steps = list(search_phases(method.build(task), Budget(steps=3)))
+    plain = method.pictures(task).render(method.baseline(task, 0), Draw(0, 0))
+    assert torch.equal(steps[0].evaluation.best_y, plain)
+    assert float(steps[0].evaluation.grad.norm()) > 0
+    if isinstance(method, Draft):
+        assert steps[2].evaluation.score > steps[0].evaluation.score
+    assert (str(model.unet), model.fingerprint()) == (before, fingerprint)
 
 
 def test_an_adapter_shares_the_base_tensors(model: Any) -> None:

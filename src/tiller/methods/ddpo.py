@@ -171,7 +171,7 @@ class Denoisings(Policy[Adapted, Tensor]):
         path = self._path(x)
         lesson = self.lessons.at(draw, path)
         states, rewards = [], []
-        for rows in torch.arange(len(lesson.noise)).split(self.at_once):
+        for rows in torch.split(torch.arange(len(lesson.noise)), self.at_once):
             noise, prompt = lesson.noise[rows], lesson.prompt[rows]
             chain = [path.initial(noise.to(path.model.device, path.model.dtype))]
 

@@ -121,7 +121,7 @@ class Practice(Estimator):
             reward = objective.score(y, draw)
             check_scores(reward, len(z))
         slopes = []
-        for row in z.split(1):
+        for row in torch.split(z, 1):
             with torch.enable_grad():
                 leaf = row.detach().requires_grad_()
                 rewards = objective.practice(space.decode(leaf), draw)

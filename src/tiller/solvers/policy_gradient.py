@@ -206,7 +206,7 @@ class PolicyGradient(Estimator):
         grad, found = torch.zeros_like(z), []
         for step in range(objective.decisions):
             parts = []
-            for rows in torch.arange(b).split(objective.at_once or b):
+            for rows in torch.split(torch.arange(b), objective.at_once or b):
                 with torch.enable_grad():
                     leaf = z.detach().requires_grad_()
                     log_prob = objective.log_prob(
@@ -285,7 +285,7 @@ def standardised(reward: Tensor, group: Tensor, past: Past, least: int) -> tuple
         [-1.0, 1.0]
     """
     advantage = torch.empty_like(reward)
-    for one in group.unique().tolist():
+    for one in torch.unique(group).tolist():
         mine = group == one
         past = past.after(one, reward[mine])
         over = past.of(one) if int(past.seen[one]) >= least else reward

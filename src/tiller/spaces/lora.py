@@ -46,7 +46,7 @@ class Layout:
 
     def cut(self, flat: Tensor) -> dict[str, Tensor]:
         """The tensors of flat [d] by name; views, so that a gradient goes back to it."""
-        parts = flat.split([math.prod(shape) for shape in self.shapes])
+        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes])
         return {
             name: part.view(shape)
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
