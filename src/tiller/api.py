@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.runs.record import read_run
 from tiller.runs.store import RunStore, versions
+from tiller.tasks.statistics import Estimated
 
 OneReward = str | Reward | Callable[..., Any]
 RewardSpec = OneReward | Sequence[OneReward]
@@ -40,6 +41,11 @@ class Result:
         run_dir: the run's folder; `tiller.open_run` reads it back.
         probability: P(z) of the best picture's noise under the model's own, about .25 for a typical
             one and near 0 where the picture was forced; see `tiller.spaces.probability`.
+        best_prompt: the words that the best picture was drawn with; the user's own where the method
+            does not search words.
+        best_negative_prompt: likewise.
+        unseen: how much each reward changed on noises that the search did not see, for methods
+            that measure it at the end.
     """
 
     method: str
@@ -51,6 +57,9 @@ class Result:
     stopped: str
     run_dir: Path
     probability: float
+    best_prompt: str
+    best_negative_prompt: str
+    unseen: Mapping[str, Estimated]
 
 
 def steer(
@@ -93,6 +102,41 @@ def steer(
         >>> result.best.scores["clip"] >= result.baseline.scores["clip"]        # doctest: +SKIP
         True
     """
+    run = plan(
+        model,
+        prompt,
+        method=method,
+        reward=reward,
+        held_out=held_out,
+        negative_prompt=negative_prompt,
+        budget=budget,
+        seed=seed,
+        **settings,
+    )
+    return carry_out(run, out, on_step)
+
+
+def plan(
+    model: str | Path | FrozenModel | Any,
+    prompt: str,
+    *,
+    method: str = "auto",
+    reward: RewardSpec = "clip",
+    held_out: str | Sequence[str] | None = None,
+    negative_prompt: str = "",
+    budget: Budget | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Run:
+    """What `steer` with the same arguments would do; nothing is drawn, and no folder made.
+
+    Raises:
+        InvalidInput, Incompatible: as `steer`.
+
+    Example:
+        >>> run = plan("emoji", "a purple owl", method="dpo_diff")               # doctest: +SKIP
+        >>> print(run.phases[0].build(None).space.describe())                     # doctest: +SKIP
+    """
     (run,) = _planned(
         model,
         [(prompt, seed)],
@@ -103,6 +147,17 @@ def steer(
         budget=budget,
         settings=settings,
     )
+    return run
+
+
+def carry_out(
+    run: Run, out: str | Path = "runs", on_step: Callable[[Progress], None] | None = None
+) -> Result:
+    """Do what was planned, in a new folder in `out`.
+
+    Raises:
+        RewardError: as `steer`.
+    """
     store = RunStore.create(out, run.spec, run.spec["method"]["name"])
     drive([(run, store)], on_step)
     return open_run(store.path)
@@ -200,6 +255,7 @@ def _planned(
         "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
         "redrawable": chosen.redrawable,
+        "lowers": chosen.lowers,
         "model": loaded.source,
         "model_options": loaded.options,
         "model_fingerprint": loaded.fingerprint(),
@@ -322,6 +378,7 @@ def open_run(run_dir: str | Path) -> Result:
     if not record.steps:
         raise RunError(f"{run_dir} has no finished step yet; continue it with `tiller resume`")
     store = RunStore.open(run_dir)
+    _, about = store.load_image("best")
     return Result(
         method=record.method,
         prompt=record.prompt,
@@ -332,6 +389,12 @@ def open_run(run_dir: str | Path) -> Result:
         stopped=record.stopped or "not finished",
         run_dir=record.path,
         probability=float(record.best_entry.get("probability", 1.0)),
+        best_prompt=about["prompt"],
+        best_negative_prompt=about["negative_prompt"],
+        unseen={
+            name: Estimated(one["mean"], one["low"], one["high"], record.unseen["noises"])
+            for name, one in record.unseen.get("change", {}).items()
+        },
     )
 
 

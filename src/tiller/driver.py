@@ -28,6 +28,7 @@ from tiller.models.inputs import Inputs
 from tiller.models.loader import BUNDLED
 from tiller.rewards import RewardSum, make_reward
 from tiller.runs.store import RunStore
+from tiller.unseen import look_elsewhere
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,21 @@ class Run:
         """The names of the rewards that are not optimized."""
         return tuple(part.name for part in self.held_out.parts) if self.held_out else ()
 
+    def scores(self, pictures: Tensor) -> dict[str, float]:
+        """What every reward of the run says of a candidate's pictures [S, 3, H, W], on average."""
+        return {name: float(scores.mean()) for name, scores in self.each_score(pictures).items()}
+
     @torch.no_grad()
-    def scores(self, picture: Tensor) -> dict[str, float]:
-        """What every reward of the run says of one picture [1, 3, H, W]."""
+    def each_score(self, pictures: Tensor) -> dict[str, Tensor]:
+        """What every reward of the run says of each of pictures [n, 3, H, W], [n]."""
         found = {}
         for rewards in filter(None, (self.held_out, self.reward)):
-            parts = rewards.parts_scores(picture, [self.task.prompt])
-            found.update({name: float(score) for name, score in parts.items()})
+            found.update(rewards.parts_scores(pictures, [self.task.prompt] * len(pictures)))
         return found
 
     @torch.no_grad()
     def draw_baseline(self) -> Tensor:
-        """The unsteered picture [1, 3, H, W]."""
+        """The unsteered picture of each of the S noises [S, 3, H, W]."""
         seed = self.spec["seed"]
         inputs = self.method.baseline(self.task, seed)
         return self.method.pictures(self.task).render(inputs, Draw(seed, 0))
@@ -118,7 +122,8 @@ def drive(
 ) -> None:
     """Run the searches side by side, each kept in step with its folder; what is there is truth.
 
-    An error ends all of them: every run keeps its best and can be resumed.
+    What is measured after a search (`Method.unseen`) is measured once it is over, not where it was
+    interrupted. An error ends all of them: every run keeps its best and can be resumed.
     """
     with ExitStack() as stack:
         for _, store in runs:
@@ -131,6 +136,9 @@ def drive(
                 progress = drivers[i].keep(step)
                 if on_step is not None:
                     on_step(progress)
+            for run, store in runs:
+                if not interrupted():
+                    look_elsewhere(run, store)
         except TillerError as error:
             for _, store in runs:
                 with suppress(RunError):  # the disk may be what failed
@@ -155,13 +163,16 @@ class _Driver:
     def search(self) -> Search:
         """What to search, from the last saved round on; the unsteered picture is drawn here."""
         saved = self.store.load_state()
+        space = self.run.phases[0].build(None).space.describe()
         if saved is None:
             self.store.journal.clear()
+            self.store.append({"kind": "space", "text": space})
             for text in self.run.method.notes():
                 warnings.warn(text, TillerNotice, stacklevel=4)
                 self.store.append({"kind": "notice", "text": text})
             self.before = self.scores = _draw_baseline(self.run, self.store)
         else:
+            _check_same_space(self.store, space)
             self.before, self.scores = _continued(self.run, self.store, saved.tree["round"])
         entries = self.store.entries()
         self.guard.recall(entries, self.watched)
@@ -176,6 +187,9 @@ class _Driver:
         """Score and keep the round's picture if it is the best; why the run ends, if it does."""
         self.probability = self.guard.probability(step)
         self.fresh = False
+        if step.relaxed:
+            pressed = self.interrupted() and step.stopped is None
+            return "interrupted" if pressed else None
         if step.best.round == step.index:
             scores = self.run.scores(step.best.y)
             held_out = scores[self.watched] if self.watched else step.best.reward
@@ -205,6 +219,8 @@ class _Driver:
             "image": f"images/best-{step.index:04d}.png" if self.fresh else None,
             "stopped": step.stopped,
             "time": now(),
+            **({"relaxed": True} if step.relaxed else {}),
+            **step.problem.space.notes(step.z, step.evaluation.score),
         }
         self.store.checkpoint(pack(step.state), entry)
         return Progress(
@@ -241,27 +257,51 @@ def _say_plan(store: RunStore, step: Step) -> bool:
     return True
 
 
+def _check_same_space(store: RunStore, space: str) -> None:
+    """Refuse to go on in another space: the saved candidates would mean something else."""
+    kept = next((entry for entry in store.entries() if entry["kind"] == "space"), None)
+    if kept is not None and kept["text"] != space:
+        raise RunError(
+            f"{store.path} was begun in the space {kept['text']!r}, and it is {space!r} now; put "
+            "back the files that it was made from (choices, cached replies), or start a new run"
+        )
+
+
 def _draw_baseline(run: Run, store: RunStore) -> dict[str, float]:
     """Draw and keep the unsteered picture; its scores."""
-    picture = run.draw_baseline()
-    scores = run.scores(picture)
-    store.save_image("baseline.png", picture, _about(run, 0, scores))
+    pictures = run.draw_baseline()
+    scores = run.scores(pictures)
+    _save_pictures(store, "baseline", pictures, _about(run, 0, scores))
     image = "images/baseline.png"
     store.append({"kind": "baseline", "scores": scores, "held_out": run.watched, "image": image})
     return scores
 
 
+def _save_pictures(store: RunStore, name: str, pictures: Tensor, about: Mapping[str, Any]) -> None:
+    """The first of a candidate's pictures [S, 3, H, W], and all of them side by side."""
+    store.save_image(f"{name}.png", pictures[:1], about)
+    if len(pictures) > 1:
+        store.save_image(f"{name}-seeds.png", torch.cat(list(pictures), dim=2)[None], about)
+
+
 def _save_best(store: RunStore, run: Run, step: Step, scores: dict[str, float]) -> None:
-    """The best so far as a film frame, as `best.png`, and as the tensors that redraw it."""
-    about = _about(run, step.index, scores)
-    store.save_image(f"best-{step.index:04d}.png", step.best.y, about)
-    store.save_image("best.png", step.best.y, about)
+    """The best so far as a film frame, as `best.png`, and as the tensors that redraw it.
+
+    Where a candidate is drawn from several noises, the first one's picture stands for it.
+    """
     with torch.no_grad():
         inputs: Inputs = step.problem.space.decode(step.best.z)
+    texts = run.task.prompt, run.task.negative_prompt
+    if inputs.prompts is not None and inputs.negative_prompts is not None:
+        texts = inputs.prompts[0], inputs.negative_prompts[0]
+    about = _about(run, step.index, scores, texts)
+    store.save_image(f"best-{step.index:04d}.png", step.best.y[:1], about)
+    _save_pictures(store, "best", step.best.y, about)
     tensors = {"noise": inputs.noise[0].contiguous(), **inputs.extras()}
-    words = run.task.conditioning()
+    own = inputs.conditioning.index([0])
+    words = run.task.model.encode(texts[:1], texts[1:])
     for field in dataclasses.fields(words):  # embeddings go along where words do not say it all
-        value, plain = getattr(inputs.conditioning, field.name), getattr(words, field.name)
+        value, plain = getattr(own, field.name), getattr(words, field.name)
         if value is not None and not (plain is not None and torch.equal(value, plain)):
             tensors[field.name] = value.contiguous()
     model = run.task.model
@@ -271,13 +311,16 @@ def _save_best(store: RunStore, run: Run, step: Step, scores: dict[str, float]) 
     store.save_best(tensors, {**about, **device, "model_path": source})
 
 
-def _about(run: Run, step: int, scores: dict[str, float]) -> dict[str, Any]:
-    """What a picture's file says of it."""
-    keys = ("prompt", "negative_prompt", "model", "seed", "versions")
+def _about(
+    run: Run, step: int, scores: dict[str, float], texts: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """What a picture's file says of it; `texts` drew it, the user's own by default."""
+    prompt, negative = texts or (run.spec["prompt"], run.spec["negative_prompt"])
+    known = {key: run.spec[key] for key in ("model", "seed", "versions")}
+    words = {"prompt": prompt, "negative_prompt": negative}
     method = run.spec["method"]["name"]
     sampler = run.spec["sampler"]
-    known = {key: run.spec[key] for key in keys}
-    return {**known, **sampler, "method": method, "step": step, "scores": scores}
+    return {**words, **known, **sampler, "method": method, "step": step, "scores": scores}
 
 
 def picture_of(store: RunStore, name: str) -> Picture:

@@ -45,7 +45,7 @@ class Guard:
         k = step.evaluation.best
         with torch.no_grad():
             x: Inputs = step.problem.space.decode(step.z[k : k + 1])
-        noise = x.noise.detach().cpu()
+        noise = x.noise[:1].detach().cpu()
         if self._noise is None or not torch.equal(noise, self._noise):
             self._noise, self._probability = noise, float(probability(noise))
         return self._probability
@@ -73,7 +73,7 @@ class Guard:
         for entry in entries:
             if entry["kind"] == "baseline":
                 self.peak = entry["scores"].get(held_out, self.peak)
-            elif entry["kind"] == "step":
+            elif entry["kind"] == "step" and not entry.get("relaxed"):
                 fresh = entry["image"] is not None
                 self.peak = max(self.peak, entry["scores"].get(held_out, self.peak))
                 self.since = 0 if fresh else self.since + 1

@@ -296,8 +296,14 @@ def test_several_images_a_candidate() -> None:
             return super().render(x, draw)
 
     problem = Pairs(2)
-    *_, last = search(problem.space, problem, BestOfN(batch=4), Budget(images=30))
-    assert last.cost.images == 30
+    for images, used in ((30, 30), (31, 30), (29, 27), (2, 3)):  # a search makes one round at least
+        *_, last = search(problem.space, problem, BestOfN(batch=4), Budget(images=images))
+        assert last.cost.images == used
+        assert last.stopped == f"budget: images={images}"
+    sampling = Problem(problem.space, problem, BestOfN(batch=4))
+    phases = [Phase("a", lambda _: sampling, until=0.5), Phase("b", lambda _: sampling)]
+    steps = list(search_phases(phases, Budget(images=20)))
+    assert [(step.phase, step.cost.images) for step in steps] == [("a", 9), ("b", 18)]
 
 
 def test_seconds() -> None:

@@ -34,7 +34,8 @@ class Shared(FakeQuadratic):
         count(forwards=2 * len(x), images=len(x))
         return super().render(x, draw)
 
-    def render_jointly(self, xs: Sequence[Tensor]) -> list[Tensor]:
+    def render_jointly(self, xs: Sequence[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
+        assert len(xs) == len(draws)
         return list(self.render(torch.cat(list(xs)), Draw(0, 0)).split([len(x) for x in xs]))
 
 

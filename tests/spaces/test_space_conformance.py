@@ -21,16 +21,30 @@ from tiller.spaces.insertion import AffixedPrompt, Words
 from tiller.spaces.lora import Layout, Lora
 from tiller.spaces.noise import Noise
 from tiller.spaces.product import product
+from tiller.spaces.put_back import PutBack
+from tiller.spaces.relaxed_words import RelaxedWords
 from tiller.spaces.texts import Texts
+from tiller.spaces.words import LearnedWords, Wording
+from tiller.spaces.words import Words as WordSpace
 from tiller.testing.conformance import check_space
 from tiller.testing.fake_pipeline import fake_pipeline
 from tiller.testing.fakes import FakeBox, FakeChoices
+from tiller.words import negative_substitutions, positive_substitutions
 
 CONDITIONING = Conditioning(torch.zeros(1, 3, 5), torch.ones(1, 3, 5))
 
 WORDS = Words.of(Conditioning(torch.ones(1, 7, 4), torch.ones(1, 7, 4)), 3)
 NOISE = torch.ones(1, 2, 2, 2, 2)
 LAYOUT = Layout(("a.lora_A.weight", "a.lora_B.weight"), ((2, 3), (2, 2)))
+
+
+def word_space(repeats: int = 1) -> WordSpace:
+    prompt = "a red cat"
+    positive = positive_substitutions(prompt, n=2)
+    negative = negative_substitutions(prompt, n=2, library=1)
+    wording = Wording(prompt, "blur", positive, negative)
+    return WordSpace(load_model(fake_pipeline()), wording, torch.ones(repeats, 1, 4, 8, 8))
+
 
 SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
     "affixes": lambda: [
@@ -64,6 +78,13 @@ SPACES: dict[str, Callable[[], list[Space[Any]]]] = {
     "texts": lambda: [
         Texts(load_model(fake_pipeline()), torch.ones(2, 1, 4, 8, 8), "a cat", "blurry", length=9)
     ],
+    "words": lambda: [
+        word_space(),
+        word_space(3),
+        LearnedWords(word_space(2), torch.linspace(0, 3, 50).expand(5, 50)),
+    ],
+    "relaxed_words": lambda: [RelaxedWords(word_space()), RelaxedWords(word_space(2), start=0.5)],
+    "put_back": lambda: [PutBack(word_space(2), torch.tensor([[1, 0, 2, 1, 7]]), 0.5)],
 }
 
 

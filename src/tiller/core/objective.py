@@ -86,8 +86,11 @@ class Objective(ABC, Generic[X_contra, Y]):
         """Objectives with equal keys render in one call (`render_jointly`); None: only alone."""
         return None
 
-    def render_jointly(self, xs: Sequence[X_contra]) -> list[Y]:
-        """`render` for the candidates of several objectives with this one's key, in order."""
+    def render_jointly(self, xs: Sequence[X_contra], draws: Sequence[Draw]) -> list[Y]:
+        """`render` for the candidates of several objectives with this one's key, in order.
+
+        Each with its own search's randomness of the round.
+        """
         raise NotImplementedError("an objective with a joint_key renders jointly")
 
     def room(self, x: X_contra, gradient: bool) -> int | None:

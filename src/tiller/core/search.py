@@ -284,6 +284,8 @@ def _rounds(
 def _stopped(search: Search, state: SearchState, problem: Problem) -> str | None:
     """Why the search is over, or None."""
     stopped = search.budget.reached(state.cost)
+    if stopped is None and state.round and _too_few(problem, search.budget, state.cost.images):
+        stopped = f"budget: images={search.budget.images}"
     if stopped is None and _next_phase(search.phases, state, problem) is None:
         stopped = _phase_over(search, state, problem)
     return stopped
@@ -317,7 +319,7 @@ def _handover(state: SearchState, problem: Problem) -> Handover:
 
 
 def _phase_over(search: Search, state: SearchState, problem: Problem) -> str | None:
-    """Why the phase under way ends: its solver is done, or its part of the budget is used.
+    """Why the phase under way ends: its solver is done, or its part of the budget is used up.
 
     Its part is the whole where no later phase has something to do.
     """
@@ -325,10 +327,20 @@ def _phase_over(search: Search, state: SearchState, problem: Problem) -> str | N
         return None
     over = problem.solver.finished(problem.space, state.solver)
     if over is None and _next_phase(search.phases, state, problem) is not None:
-        phase, budget = search.phases[state.phase], search.budget
-        over = budget.share(phase.share).reached(state.cost - state.phase_cost)
-        over = over or budget.share(phase.until).reached(state.cost)
+        phase, used = search.phases[state.phase], state.cost
+        for part, cost in ((phase.share, used - state.phase_cost), (phase.until, used)):
+            budget = search.budget.share(part)
+            over = over or budget.reached(cost)
+            if over is None and _too_few(problem, budget, cost.images):
+                over = f"budget: images={budget.images}"
     return over
+
+
+def _too_few(problem: Problem, budget: Budget, used: int) -> bool:
+    """Whether fewer images are left than a candidate needs, where rounds can be divided."""
+    if budget.images is None or not problem.solver.divisible:
+        return False
+    return budget.images - used < problem.objective.images_per_candidate
 
 
 @dataclass(frozen=True)

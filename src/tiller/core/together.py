@@ -94,7 +94,7 @@ def _jointly(requests: list[Request]) -> list[Evaluation]:
         leaves = [r.z.detach().requires_grad_(wanted) for r in requests]
         xs = [r.space.decode(leaf) for r, leaf in zip(requests, leaves, strict=True)]
         first = requests[0].objective
-        ys = first.render_jointly(xs)
+        ys = first.render_jointly(xs, [r.draw for r in requests])
         rewards = []
         for k, (request, y) in enumerate(zip(requests, ys, strict=True)):
             with metered() as meter:

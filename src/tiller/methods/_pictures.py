@@ -17,7 +17,7 @@ from tiller.rewards.base import Reward
 
 
 class Pictures(Objective[Inputs, Tensor]):
-    """score(x) = reward(decode(sample(x)), prompt).
+    """score(x) = reward(decode(sample(x)), prompt), the mean over a candidate's pictures.
 
     Args:
         trajectory: the frozen sampler; its model decodes the final latents.
@@ -25,8 +25,10 @@ class Pictures(Objective[Inputs, Tensor]):
         prompt: what the reward compares with; the conditioning may say something else.
         gradient: how the trajectory is differentiated when a gradient is asked for.
         checkpoint: which steps keep their activations; see `Trajectory.run`.
-        batch_size: pictures drawn at once; None for a whole round.
+        batch_size: candidates drawn at once; None for a whole round.
         regularisers: penalties over z.
+        repeats: S, the pictures of one candidate: it has S rows in x, one after another, which are
+            scored together and kept together.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Pictures(Objective[Inputs, Tensor]):
         checkpoint: Checkpoint = "auto",
         batch_size: int | None = None,
         regularisers: tuple[Regulariser, ...] = (),
+        repeats: int = 1,
     ) -> None:
         self.trajectory = trajectory
         self.reward = reward
@@ -47,6 +50,7 @@ class Pictures(Objective[Inputs, Tensor]):
         self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.regularisers = regularisers
+        self.images_per_candidate = repeats
         self.render_differentiable = self.gradient != Gradient.none()
         self.differentiable = reward.differentiable and self.render_differentiable
 
@@ -55,33 +59,47 @@ class Pictures(Objective[Inputs, Tensor]):
         model = id(self.trajectory.model)
         return model, self.trajectory.settings, self.gradient, self.checkpoint
 
-    def render_jointly(self, xs: Sequence[Inputs]) -> list[Tensor]:
+    def render_jointly(self, xs: Sequence[Inputs], draws: Sequence[Draw]) -> list[Tensor]:
         """Pictures of several runs' candidates, from one trajectory where they are told as much."""
         if len({x.conditioning.prompt_embeds.shape[1:] for x in xs}) > 1:
-            return [self.render(x, Draw(0, 0)) for x in xs]
-        noise = torch.cat([x.noise for x in xs])
-        words = Conditioning.cat([x.conditioning for x in xs])
-        pictures = self.render(Inputs(noise, words), Draw(0, 0))  # a frozen model draws no lots
+            return [self.render(x, draw) for x, draw in zip(xs, draws, strict=True)]
+        pictures = self.render(joined(xs), draws[0])  # a frozen model draws no lots
         return list(torch.split(pictures, [len(x.noise) for x in xs]))
 
     def room(self, x: Inputs, gradient: bool) -> int | None:
-        """As many pictures as the free memory takes, each step's activations counted."""
-        if not gradient or self.batch_size is not None:
+        """As many candidates as the free memory takes, each step's activations counted."""
+        if not gradient:
             return self.batch_size
-        return self.trajectory.room(x.conditioning)
+        fits = max(1, self.trajectory.room(x.conditioning) // self.images_per_candidate)
+        return fits if self.batch_size is None else min(fits, self.batch_size)
 
     def render(self, x: Inputs, draw: Draw) -> Tensor:
-        """Pictures [n, 3, H, W] in [0, 1], holding a graph where gradients are enabled."""
-        gradient = self.gradient if torch.is_grad_enabled() else Gradient.none()
+        """Pictures [n S, 3, H, W] in [0, 1], holding a graph where gradients are enabled."""
+        return self.drawn(x, self.gradient if torch.is_grad_enabled() else Gradient.none())
+
+    def drawn(self, x: Inputs, gradient: Gradient) -> Tensor:
+        """Pictures [n S, 3, H, W] in [0, 1], differentiated in one of the trajectory's ways."""
         latents = self.trajectory.run(
             x.noise, x.conditioning, gradient=gradient, checkpoint=self.checkpoint
         )
         return self.trajectory.model.decode(latents)
 
     def score(self, y: Tensor, draw: Draw) -> Tensor:
-        """The reward [n] of the pictures."""
-        return self.reward(y, [self.prompt] * len(y))
+        """The reward [n] of the pictures [n S, 3, H, W], the mean of each candidate's."""
+        rewards = self.reward(y, [self.prompt] * len(y))
+        return rewards.view(-1, self.images_per_candidate).mean(dim=1)
+
+    def pick(self, y: Tensor, index: int) -> Tensor:
+        """A candidate's pictures [S, 3, H, W]."""
+        first = index * self.images_per_candidate
+        return y[first : first + self.images_per_candidate]
 
     def nearest(self, y: Tensor) -> Tensor:
         """Perturbed pictures, cut to [0, 1]: what rewards are promised."""
         return y.clamp(0, 1)
+
+
+def joined(xs: Sequence[Inputs]) -> Inputs:
+    """The rows of all inputs, one after another."""
+    noise = torch.cat([x.noise for x in xs])
+    return Inputs(noise, Conditioning.cat([x.conditioning for x in xs]))

@@ -76,6 +76,7 @@ class Method(ABC):
     redrawable: ClassVar[bool] = True  # plain sampling redraws the picture from its noise and words
     needs_gradient: ClassVar[bool] = False
     takes_affix: ClassVar[bool] = True  # what it draws is told through `conditioning`
+    lowers: ClassVar[bool] = False  # it searches for low rewards (an attack)
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,22 @@ class Method(ABC):
     @abstractmethod
     def build(self, task: Task) -> list[Phase]:
         """The searches to run in turn, each starting from the last one's result."""
+
+    @property
+    def repeats(self) -> int:
+        """S, how many noises a candidate is drawn from; its score is the mean over them.
+
+        They are those of the run's first S candidates, in every method.
+        """
+        return 1
+
+    @property
+    def unseen(self) -> int:
+        """From how many other noises the best and the user's own words are drawn at the end.
+
+        For methods whose result does not belong to one noise; 0 for the others.
+        """
+        return 0
 
     def notes(self) -> tuple[str, ...]:
         """What to know of a run by this method: shown as it begins, and kept in its journal."""
@@ -133,6 +150,7 @@ class Method(ABC):
         task: Task,
         gradient: Gradient | None = None,
         regularisers: tuple[Regulariser, ...] = (),
+        batch_size: int | None = None,
     ) -> Pictures:
         """The task's reward over this method's sampler, less penalties over z."""
         return Pictures(
@@ -141,7 +159,9 @@ class Method(ABC):
             task.prompt,
             gradient=gradient,
             checkpoint=self._checkpoint(),
+            batch_size=batch_size,
             regularisers=regularisers,
+            repeats=self.repeats,
         )
 
     def _checkpoint(self) -> Checkpoint:
@@ -155,9 +175,9 @@ class Method(ABC):
         return cast(Checkpoint, text)
 
     def baseline(self, task: Task, seed: int) -> Inputs:
-        """What is drawn without steering: the prompt, and the noise of the run's candidate 0.
+        """What is drawn without steering: the prompt, and the run's first noise (or S of them).
 
         Without affixes too: what they change is seen beside it.
         """
         space = Noise(self.trajectory(task.model).noise_shape, task.conditioning())
-        return space.decode(space.sample(1, Stream(seed)))
+        return space.decode(space.sample(self.repeats, Stream(seed)))

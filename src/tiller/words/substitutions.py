@@ -247,13 +247,13 @@ def _in_place(unit: Unit, prompt: str, options: list[Substitute]) -> Slot:
     )
 
 
-_ARTICLE = re.compile(r"(?<![\w'’-])(an?)(\s[\s(\[{\"“‘']*)$", re.IGNORECASE)
+ARTICLE = re.compile(r"(?<![\w'’-])(an?)(\s[\s(\[{\"“‘']*)$", re.IGNORECASE)
 
 
 def _replaced(prompt: str, slot: Slot, word: str) -> str:
     """The prompt with the slot's word replaced, and the article before it if there is one."""
     before = prompt[: slot.start]
-    found = _ARTICLE.search(before)
+    found = ARTICLE.search(before)
     if found is not None:
         shouted = prompt.isupper()
         said = article(word, shouted=shouted)

@@ -1,0 +1,160 @@
+"""The words that a method may choose from, for one prompt and one model."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import TillerNotice
+from tiller.methods.base import Task
+from tiller.models.base import FrozenModel
+from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
+from tiller.spaces.words import Wording
+from tiller.words.choices import Choices, load_choices
+from tiller.words.ladder import Direction
+from tiller.words.similarity import Embed, Similarity, sentence_encoder, within
+from tiller.words.substitutions import (
+    Slot,
+    Substitutions,
+    Suggestions,
+    negative_substitutions,
+    positive_substitutions,
+)
+
+
+def wording_of(
+    task: Task,
+    *,
+    positive: bool,
+    negative: bool,
+    n: int = 5,
+    library: int = 4,
+    choices: str | None = None,
+    llm: bool = False,
+    least: float = 0.0,
+    encoder: str = EMOJI,
+) -> Wording:
+    """What may change in a task's prompt and negative prompt.
+
+    Words that the text encoder would not read are left alone, with a notice; of the library as many
+    slots are taken as it reads.
+
+    Args:
+        task: the prompts, and the model that reads them.
+        positive: whether the prompt's words may be replaced.
+        negative: whether the negative prompt may say more.
+        n: substitutes a word, at most.
+        library: slots of generic negative words.
+        choices: the user's file.
+        llm: ask a language model too.
+        least: similarity to the user's prompt that a prompt must keep; words that alone take it
+            below are left out.
+        encoder: what measures it.
+
+    Raises:
+        InvalidInput: a number out of its range, or a file, server or encoder that cannot be used.
+    """
+    own = load_choices(choices) if choices else Choices()
+    words = Wording(task.prompt, task.negative_prompt)
+    similarity = None
+    if least > 0 and positive:
+        similarity = Similarity(task.prompt, sentences(encoder))
+        words = replace(words, similarity=similarity, least=least)
+    if positive:
+        llm_words = _suggested(task.prompt, "synonyms", n, llm)
+        found = positive_substitutions(task.prompt, n=n, choices=own, llm=llm_words)
+        found = _read(found, task.model)
+        words = replace(words, positive=within(found, similarity, least) if similarity else found)
+    if negative:
+        llm_words = _suggested(task.prompt, "antonyms", n, llm)
+        against = negative_substitutions(
+            task.prompt, n=n, library=library, choices=own, llm=llm_words
+        )
+        words = replace(words, negative=_fitting(against, task.model, task.negative_prompt))
+    return words
+
+
+def sentences(source: str) -> Embed:
+    """What embeds sentences: a bundled CLIP's text tower, another CLIP's, or a sentence encoder.
+
+    Raises:
+        InvalidInput: it cannot be loaded.
+    """
+    if source not in (EMOJI, EMOJI_HELD_OUT) and not _is_clip(source):
+        return sentence_encoder(source)
+    tower = tower_for(source, torch.zeros(1))
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        with warnings.catch_warnings():  # the reward says it of the user's prompt
+            warnings.simplefilter("ignore", TillerNotice)
+            return tower.embed_texts(texts)
+
+    return embed
+
+
+def _is_clip(source: str) -> bool:
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.from_pretrained(source).model_type == "clip")
+    except (OSError, ValueError, KeyError):
+        return False  # `sentence_encoder` says what is wrong
+
+
+def _suggested(prompt: str, direction: Direction, n: int, wanted: bool) -> Suggestions | None:
+    if not wanted:
+        return None
+    from tiller.llm import optional_suggestions
+
+    return optional_suggestions(prompt, direction, n)
+
+
+def _read(space: Substitutions, model: FrozenModel) -> Substitutions:
+    """The slots of a prompt that the text encoder reads: those that begin before its limit."""
+    starts = [space.prompt[: slot.start] for slot in space.slots]
+    limit = _limit(model)
+    counts = model.token_counts(starts) if starts else []
+    kept = [slot for slot, count in zip(space.slots, counts, strict=True) if count < limit]
+    return _cut(space, kept, limit)
+
+
+def _fitting(space: Substitutions, model: FrozenModel, own: str) -> Substitutions:
+    """The first slots of a negative prompt that the text encoder reads together, words' first.
+
+    Counted by options of middling length: few choices are longer, and their ends are cut.
+    """
+    limit = _limit(model)
+    used = model.token_counts([own])[0]
+    kept: list[Slot] = []
+    for slot in space.slots:
+        counts = model.token_counts([f", {option.text}" for option in slot.options])
+        used += round(statistics.median(counts)) - 2  # without the ends
+        if used > limit:
+            break
+        kept.append(slot)
+    return _cut(space, kept, limit)
+
+
+def _limit(model: FrozenModel) -> int:
+    """How many tokens the text encoders read, both ends included."""
+    return min(int(tokenizer.model_max_length) for tokenizer in model.tokenizers)
+
+
+def _cut(space: Substitutions, kept: Sequence[Slot], limit: int) -> Substitutions:
+    """The space of the slots that are kept, with a notice of words that are not."""
+    words = [slot for slot in space.slots if slot.end]
+    dropped = [slot.word for slot in words if slot not in kept]
+    if dropped:
+        where = "negative prompt" if space.negative else "prompt"
+        warnings.warn(
+            f"the text encoder reads {limit - 2} tokens: {len(dropped)} of {len(words)} words are "
+            f"left out of the search of the {where}, from {dropped[0]!r} on",
+            TillerNotice,
+            stacklevel=5,
+        )
+    return replace(space, slots=tuple(kept))
