@@ -8,12 +8,15 @@ reward brightness.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import tiller
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import arguments, grid, report, summary
 from ood import ANIMALS
-
-import tiller
 
 CHANGES: dict[str, dict[str, Any]] = {
     "k=2, b=100, gamma=1": {},
@@ -24,7 +27,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=4, seeds=2)
+    parser = arguments(__doc__, __file__, prompts=4, seeds=2)
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     model = tiller.load_model(options.model)

@@ -8,15 +8,19 @@ paper's, which cost about the same time a step.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from grid import Row, arguments, grid, report, save, summary
 from torch import Tensor
 
 import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
 from tiller.rewards import make_reward
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import Row, arguments, grid, report, save, summary
 
 ESTIMATORS = {"ZO-SGD": "zeroth_order", "hybrid 1": "hybrid1", "hybrid 2": "hybrid2"}
 
@@ -34,7 +38,7 @@ class BlackBox:
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=6, seeds=2)
+    parser = arguments(__doc__, __file__, prompts=6, seeds=2)
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
     model = tiller.load_model(options.model)

@@ -8,18 +8,21 @@ learning rate; the paper finds the SDE faster.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
-
-from grid import Row, against, arguments, course, grid, report, save, summary
 
 import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import Row, against, arguments, course, grid, report, save, summary, verdict
 
 KINDS = {"SDE (eta=1)": 1.0, "ODE (eta=0)": 0.0}
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=8, seeds=2)
+    parser = arguments(__doc__, __file__, prompts=8, seeds=2)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--reward", default="clip")
     options = parser.parse_args()
@@ -45,7 +48,7 @@ def main() -> None:
     }
     better = against(sde, ode, gained)
     table["SDE gains more than ODE"] = {"share of runs": better}
-    held = "held" if better.low > 0.5 else "did not hold" if better.high < 0.5 else "is undecided"
+    held = verdict(better, above=0.5)
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()

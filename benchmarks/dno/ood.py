@@ -11,18 +11,21 @@ lower of the two runs' final rewards.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grid import Row, arguments, course, grid, report, save, to_tensor
 from PIL import Image
 
 import tiller
 from tiller.models.bundled.captions import SUBJECT_NAMES
 from tiller.models.bundled.loaders import load_judge
 from tiller.tasks.statistics import Estimated, estimated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import Row, arguments, course, grid, report, save, to_tensor, verdict
 
 ANIMALS = SUBJECT_NAMES[:21]
 HELD_OUT = ["clip", "clip_heldout"]
@@ -97,7 +100,7 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=16, seeds=4)
+    parser = arguments(__doc__, __file__, prompts=16, seeds=4)
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
     model = tiller.load_model(options.model)
@@ -120,9 +123,8 @@ def main() -> None:
             )
     table = table_of(rows)
     gap = table["gamma=1 less gamma=0"]["clip"]
-    held = "held" if gap.low > 0 else "did not hold" if gap.high < 0 else "is undecided"
     claim = (
-        f"The paper's claim that PRNO keeps the held-out score at equal reward {held}: "
+        f"The paper's claim that PRNO keeps the held-out score at equal reward {verdict(gap)}: "
         f"CLIP {gap} higher with gamma = 1."
     )
 

@@ -11,12 +11,15 @@ table: finished runs are found in `--out`.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
-
-from grid import Row, against, arguments, grid, mean, report, summary
 
 import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import Row, against, arguments, grid, mean, report, summary
 
 PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
 
@@ -45,7 +48,7 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, prompts=20, seeds=3)
+    parser = arguments(__doc__, __file__, prompts=20, seeds=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--rewards", nargs="+", default=list(PAIRS), choices=PAIRS)

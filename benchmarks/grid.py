@@ -1,7 +1,8 @@
-"""What the picture benchmarks of this folder share: a grid of runs, judged; a table; a figure.
+"""What the picture benchmarks share: their options, a grid of runs, judged; a table; a figure.
 
 Runs go through `tiller.steer_many`, so a script that was interrupted continues, and what is
-finished is not computed again (give the same `--out`).
+finished is not computed again (give the same `--out`). The scripts stand in folders beside this
+file, one for each method, and put this folder on Python's path.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ class Row:
     folder: str
 
 
-def arguments(about: str, *, prompts: int, seeds: int) -> argparse.ArgumentParser:
-    """The options that every script has."""
+def arguments(about: str, script: str, *, prompts: int, seeds: int) -> argparse.ArgumentParser:
+    """The options that every script has; runs and figures go where the script's folder says."""
+    home = Path(script).resolve().parent
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=prompts)
     parser.add_argument("--seeds", type=int, default=seeds)
-    parser.add_argument("--out", type=Path, default=Path("runs/dno"), help="folder of the runs")
-    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
+    out = Path("runs") / home.name
+    parser.add_argument("--out", type=Path, default=out, help="folder of the runs")
+    parser.add_argument("--figures", type=Path, default=home / "figures")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
@@ -137,6 +140,13 @@ def course(rows: Sequence[Row], value: Callable[[dict[str, Any]], float]) -> lis
         statistics.fmean(value(row.curve[min(i, len(row.curve) - 1)]) for row in rows)
         for i in range(longest)
     ]
+
+
+def verdict(found: Estimated, above: float = 0.0) -> str:
+    """Whether a claim that something is above a number held: what its interval says."""
+    if found.low > above:
+        return "held"
+    return "did not hold" if found.high < above else "is undecided"
 
 
 def report(options: argparse.Namespace, table: dict[str, Any], claim: str, **more: Any) -> None:
