@@ -148,6 +148,8 @@ class Denoisings(Policy[Adapted, Tensor]):
         at_once: chains drawn and differentiated in one call.
     """
 
+    at_once: int
+
     def __init__(self, pictures: AdaptedPictures, lessons: Lessons, at_once: int) -> None:
         self.pictures, self.lessons, self.at_once = pictures, lessons, at_once
         self.steps = pictures.trajectory.noisy_steps
