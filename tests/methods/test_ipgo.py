@@ -44,9 +44,10 @@ def space_of(step: Step) -> AffixedPrompt:
     return step.problem.space
 
 
-def test_the_run_is_torchs_adam_on_the_papers_loss(task: Task) -> None:
+@pytest.mark.parametrize("anchor", ["none", "padding"])
+def test_the_run_is_torchs_adam_on_the_papers_loss(anchor: str, task: Task) -> None:
     """Algorithm 1: the last step's gradient, norm 1, Adam at .9 of its rate, the constraints."""
-    method = replace(SMALL, gamma=0.3, lr=0.02, decay=0.5, decay_every=2)
+    method = replace(SMALL, anchor=anchor, gamma=0.3, lr=0.02, decay=0.5, decay_every=2)
     steps = run(method, task, 6)
     assert [step.phase for step in steps] == ["unsteered", *["ascent"] * 5]
     space, trajectory = space_of(steps[1]), method.trajectory(task.model)
@@ -73,6 +74,17 @@ def test_the_run_is_torchs_adam_on_the_papers_loss(task: Task) -> None:
             z.copy_(space.project(z))
 
 
+def test_the_papers_tokens_stand_by_themselves_and_ours_on_the_padding(task: Task) -> None:
+    pad = task.conditioning().prompt_embeds[:, -1]
+    for anchor in ("none", "padding"):
+        step = run(replace(SMALL, anchor=anchor), task, 2)[1]
+        tokens = space_of(step).affix(step.z)
+        told = space_of(step).decode(step.z).conditioning.prompt_embeds
+        first = tokens.prefix[:, 0] + (pad if anchor == "padding" else 0)
+        assert torch.allclose(told[:, 0], first)
+        assert tokens.anchored == (anchor == "padding")
+
+
 def test_it_begins_with_the_models_own_picture_and_keeps_its_noise(task: Task) -> None:
     steps = run(SMALL, task, 3)
     plain = SMALL.baseline(task, seed=5)
@@ -85,7 +97,7 @@ def test_it_begins_with_the_models_own_picture_and_keeps_its_noise(task: Task) -
 
 
 def test_the_reward_rises(task: Task) -> None:
-    steps = run(replace(SMALL, lr=0.02, gradient="full"), task, 12)
+    steps = run(replace(SMALL, lr=0.1, gamma=0.0, gradient="full"), task, 12)
     assert steps[-1].best.reward > float(steps[0].evaluation.reward[0])
     assert steps[-1].evaluation.reward[0] > steps[1].evaluation.reward[0]
 
@@ -189,6 +201,8 @@ def test_bad_settings_are_refused(changes: dict[str, Any], says: str, task: Task
 def test_what_needs_no_task_is_refused_at_once(task: Task) -> None:
     with pytest.raises(InvalidInput, match="shrink"):
         Ipgo(shrink=0.0)
+    with pytest.raises(InvalidInput, match="anchor must be padding or none"):
+        Ipgo(anchor="eos")
     with pytest.raises(Incompatible, match="differentiable objective"):
         replace(SMALL, solver="gradient").build(replace(task, reward=make_reward("jpeg")))
 

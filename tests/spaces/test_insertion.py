@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -69,6 +69,19 @@ def test_two_encoders_states_are_affixed_and_the_pooled_ones_left_alone() -> Non
             assert torch.equal(getattr(told, field.name), kept.expand(2, -1))
 
 
+def test_anchored_tokens_are_added_to_the_prompts_padding() -> None:
+    words, pad = Words.of(ENCODED, 3), ENCODED.prompt_embeds[:, -1:]
+    anchored = replace(AFFIX, anchored=True)
+    told = words.conditioning(anchored).prompt_embeds
+    plain = words.conditioning(AFFIX).prompt_embeds
+    assert torch.equal(told[:, :3], plain[:, :3] + pad)
+    assert torch.equal(told[:, 3:6], plain[:, 3:6])
+    assert torch.equal(told[:, 6:], plain[:, 6:] + pad)
+    nothing = words.conditioning(anchored.times(0.0)).prompt_embeds
+    assert torch.equal(nothing[:, 6:], pad.expand(2, 2, -1)), "the prompt, padded"
+    assert torch.equal(anchored.times(2.0).prefix, 2 * AFFIX.prefix)
+
+
 def test_affixes_can_be_put_around_affixes() -> None:
     inner = Affix(AFFIX.prefix[:1], AFFIX.suffix[:1])
     outer = Affix(numbers(1, 1, WIDTH, seed=5), numbers(1, 0, WIDTH))
@@ -99,13 +112,17 @@ def test_wrong_widths_and_counts_are_refused() -> None:
 SPACE = Affixes(width=WIDTH, prefix=2, suffix=1, rank=2, dtype=torch.float64)
 
 
-def test_conformity_is_equation_11_and_its_gradient_the_difference_quotient() -> None:
+@pytest.mark.parametrize("anchored", [False, True])
+def test_conformity_is_equation_11_and_its_gradient_the_difference_quotient(
+    anchored: bool,
+) -> None:
     """The squared distance of mean embeddings, over a batch of prompts of different lengths."""
     wide = ENCODED.to(torch.float64)
     batch = [Words.of(wide, 3), Words.of(wide, 6)]
-    penalty = Conformity(SPACE.decode, lambda draw: Prompts.of(batch), weight=0.5)
-    z = SPACE.sample(2, Stream(0)).requires_grad_()
-    affix = SPACE.decode(z)
+    space = replace(SPACE, anchored=anchored)
+    penalty = Conformity(space.decode, lambda draw: Prompts.of(batch), weight=0.5)
+    z = space.sample(2, Stream(0)).requires_grad_()
+    affix = space.decode(z)
     expected = torch.zeros(2, dtype=torch.float64)
     for words in batch:
         told = words.conditioning(affix).prompt_embeds

@@ -1,7 +1,7 @@
 """Affix files: the tokens of a prefix and a suffix as safetensors, with where they come from.
 
 `prefix` [M, d] and `suffix` [M, d] float32, and the metadata `tiller`, a JSON object: kind, format,
-width, model, model_fingerprint, digest, and whatever its maker says of the training.
+width, anchored, model, model_fingerprint, digest, and whatever its maker says of the training.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
         "kind": "affix",
         "format": FORMAT,
         "width": affix.prefix.shape[2],
+        "anchored": affix.anchored,
         "model": model.name,
         "model_fingerprint": model.fingerprint(),
         "digest": _digest(tensors),
@@ -93,7 +94,7 @@ def _affix(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     prefix, suffix = (tensors[name] for name in TENSORS)
     if _digest(tensors) != about.get("digest") or prefix.shape[1] != suffix.shape[1]:
         raise InvalidInput(f"{path} was altered: its tokens are not those that were saved")
-    return SavedAffix(Affix(prefix[None], suffix[None]), about)
+    return SavedAffix(Affix(prefix[None], suffix[None], about.get("anchored") is True), about)
 
 
 def load_affixes(spec: str, model: FrozenModel) -> list[Affix]:
@@ -113,8 +114,7 @@ def load_affixes(spec: str, model: FrozenModel) -> list[Affix]:
     for path, weight in parse_affixes(spec):
         saved = read_affix(path)
         check_model(saved, model, path)
-        affix = saved.affix
-        found.append(Affix(weight * affix.prefix, weight * affix.suffix))
+        found.append(saved.affix.times(weight))
     return found
 
 

@@ -18,6 +18,8 @@ from tiller.solvers.schedules import Constant, Exponential, Schedule
 from tiller.spaces.affixes import Affixes
 from tiller.spaces.insertion import AffixedPrompt, Conformity, Prompts
 
+ANCHORS = ("padding", "none")
+
 
 @dataclass(frozen=True)
 class AffixMethod(Method):
@@ -31,6 +33,9 @@ class AffixMethod(Method):
         orthonormal: keep the bases' columns orthonormal (IPGO, equation 8).
         bounded: keep the coefficients in [-1, 1], the value constraint (IPGO, equation 10).
         rotate: turn the tokens by two angles a side (IPGO, equations 3 to 7).
+        anchor: padding, the tokens are added to the state of the prompt's own padding, in whose
+            place they stand, so that the search begins near the unsteered picture (ours); none,
+            they stand by themselves (IPGO).
         gamma: weight of the conformity penalty (IPGO, appendix B: 1e-3; 0 leaves it out).
         shrink: a side is at most so many times as long as the prompt with its ends, because long
             affixes drown short prompts (IPGO, appendix D, advises it; the rule is ours); none for
@@ -48,6 +53,7 @@ class AffixMethod(Method):
     orthonormal: bool = True
     bounded: bool = True
     rotate: bool = True
+    anchor: str = "padding"
     gamma: float = 1e-3
     shrink: float | None = 2.0
     lr: float = 1e-3
@@ -64,6 +70,8 @@ class AffixMethod(Method):
         super().__post_init__()
         if self.shrink is not None and not 0 < self.shrink < float("inf"):
             raise InvalidInput(f"shrink must be positive and finite, or none; got {self.shrink=}")
+        if self.anchor not in ANCHORS:
+            raise InvalidInput(f"anchor must be {' or '.join(ANCHORS)}, got {self.anchor!r}")
 
     @abstractmethod
     def build(self, task: Task) -> list[Phase]:
@@ -84,6 +92,7 @@ class AffixMethod(Method):
             orthonormal=self.orthonormal,
             bounded=self.bounded,
             rotate=self.rotate,
+            anchored=self.anchor == "padding",
             moves=moves,
         )
 

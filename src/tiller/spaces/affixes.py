@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -39,15 +39,22 @@ class Affix:
     Attributes:
         prefix: [n, M, d] before the prompt, M may be 0.
         suffix: [n, M, d] after it.
+        anchored: they are added to the state of the prompt's own padding, in whose place they
+            stand, and are small beside it; otherwise they stand by themselves.
     """
 
     prefix: Tensor
     suffix: Tensor
+    anchored: bool = False
 
     @property
     def length(self) -> int:
         """The tokens of both sides."""
         return self.prefix.shape[1] + self.suffix.shape[1]
+
+    def times(self, weight: float) -> Affix:
+        """The same with its tokens, not what they are anchored to, times a weight."""
+        return replace(self, prefix=weight * self.prefix, suffix=weight * self.suffix)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Affixes(Continuous[Affix]):
         orthonormal: keep E's columns orthonormal.
         bounded: keep Z in [-1, 1].
         rotate: turn the tokens; without, V = E Z and there is no theta.
+        anchored: the tokens are added to the prompt's padding (ours), see `Affix`.
         moves: all, or coefficients: E is a fixed random basis, and z holds Z and theta / pi alone,
             every number in [-1, 1]. For solvers that compare scores.
         dtype: of z.
@@ -95,6 +103,7 @@ class Affixes(Continuous[Affix]):
     orthonormal: bool = True
     bounded: bool = True
     rotate: bool = True
+    anchored: bool = False
     moves: str = "all"
     dtype: torch.dtype = torch.float32
 
@@ -141,7 +150,7 @@ class Affixes(Continuous[Affix]):
         prefix, suffix = (
             self._tokens(parts, k) if parts else none for k, parts in enumerate(self._split(z))
         )
-        return Affix(prefix, suffix)
+        return Affix(prefix, suffix, self.anchored)
 
     @torch.no_grad()
     def project(self, z: Flat) -> Flat:

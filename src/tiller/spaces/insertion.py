@@ -1,10 +1,13 @@
 """Where affixes go: around a prompt's states, between the text encoder and the denoiser.
 
-    T = [prefix][BOS .. EOS][suffix]
+    T = [prefix][BOS .. EOS][suffix]                  prefix = V_pre, or with an anchor pad + V_pre
 
 The prompt comes without its padding. The unconditional branch is the negative prompt ("" by
 default) padded to the same number of tokens, because both branches run as one batch. Cross-
 attention reads any number of tokens, so the prompt may be as long as its encoder takes.
+
+Anchored tokens (ours) stand where the prompt's own padding stood and are added to its state. Tokens
+near 0, as the paper has them, are nothing that a denoiser was trained on.
 
 Source: Ye et al. 2025, "IPGO", equation 2; the unconditional branch: the authors' release.
 """
@@ -70,6 +73,11 @@ class Words:
         """D."""
         return self.states.shape[2]
 
+    @property
+    def padding(self) -> Tensor:
+        """[1, 1, D] the state that the encoder puts after the prompt; EOS where it fills it."""
+        return self.encoded.prompt_embeds[:, -1:]
+
     def within(self, affix: Affix) -> Words:
         """The same words with an affix (a batch of one) around them for good."""
         return replace(self, states=self._joined(affix))
@@ -99,9 +107,11 @@ class Words:
                 f"expected affixes of the encoder's width {self.width}, got {width}; they belong "
                 "to another model"
             )
-        n = len(affix.prefix)
-        states = self.states.expand(n, -1, -1)
-        return torch.cat([affix.prefix.to(states), states, affix.suffix.to(states)], dim=1)
+        states = self.states.expand(len(affix.prefix), -1, -1)
+        prefix, suffix = affix.prefix.to(states), affix.suffix.to(states)
+        if affix.anchored:
+            prefix, suffix = self.padding + prefix, self.padding + suffix
+        return torch.cat([prefix, states, suffix], dim=1)
 
 
 def padded(states: Tensor, length: int) -> Tensor:
@@ -181,18 +191,26 @@ class AffixedPrompt(Continuous[Inputs]):
 
 @dataclass(frozen=True)
 class Prompts:
-    """What conformity needs of a round's prompts: means [b, D] and counts [b] of their states."""
+    """What conformity needs of a round's b prompts.
+
+    Attributes:
+        means: [b, D] of their states.
+        counts: [b] how many they are.
+        padding: [b, D] the states of their padding.
+    """
 
     means: Tensor
     counts: Tensor
+    padding: Tensor
 
     @classmethod
     def of(cls, words: list[Words]) -> Prompts:
         """Of a batch of prompts; in float32 at least, on the CPU, where affixes are."""
-        states = [w.states[0].detach().cpu() for w in words]
-        wide = torch.promote_types(states[0].dtype, torch.float32)
-        means = torch.stack([s.to(wide).mean(dim=0) for s in states])
-        return cls(means, torch.tensor([len(s) for s in states]))
+        wide = torch.promote_types(words[0].states.dtype, torch.float32)
+        states = [w.states[0].detach().to("cpu", wide) for w in words]
+        padding = [w.padding[0, 0].detach().to("cpu", wide) for w in words]
+        means = torch.stack([s.mean(dim=0) for s in states])
+        return cls(means, torch.tensor([len(s) for s in states]), torch.stack(padding))
 
 
 @dataclass(frozen=True)
@@ -201,8 +219,8 @@ class Conformity(Regulariser):
 
         value(z) = | mean_j T_j - mean_k f(C)_k |^2 = | sum_j V_j - M mean_k f(C)_k |^2 / J^2
 
-    with the M tokens V of the affixes, the K of the prompt, and J = M + K; averaged over a batch
-    of prompts.
+    with the M tokens V of the affixes (anchored: pad + V), the K of the prompt, and J = M + K;
+    averaged over a batch of prompts.
 
     Attributes:
         affix: z [n, d] to the tokens.
@@ -230,6 +248,7 @@ class Conformity(Regulariser):
         """The penalty [n] of z [n, d]; differentiable."""
         affix, batch = self.affix(z), self.prompts(draw)
         total = affix.prefix.sum(dim=1) + affix.suffix.sum(dim=1)  # [n, D]
-        off = total[:, None] - affix.length * batch.means.to(total)  # [n, b, D]
+        means = batch.means - batch.padding if affix.anchored else batch.means
+        off = total[:, None] - affix.length * means.to(total)  # [n, b, D]
         tokens = (affix.length + batch.counts).to(total)
         return (off / tokens[:, None]).square().sum(dim=2).mean(dim=1)

@@ -1,0 +1,53 @@
+"""Affixes for programs without Tiller: a script that draws any prompt with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiller.core.errors import InvalidInput
+from tiller.methods._affix_files import read_affix
+from tiller.models.loader import BUNDLED
+from tiller.runs.files import explained, write_atomically
+from tiller.runs.templating import rendered
+
+FORMATS = ("diffusers",)
+_INPUT_SPACE = ("a1111", "comfyui")
+
+
+def export_affix(file: str | Path, to: str, folder: str | Path | None = None) -> Path:
+    """Write what another program needs to draw with an affix.
+
+    `diffusers`: a copy of the file, and a script in plain diffusers that puts it around any prompt
+    and passes `prompt_embeds`.
+
+    Returns:
+        The script's path.
+
+    Raises:
+        InvalidInput: the file is no affix, or the target cannot take one: embeddings of A1111 and
+            ComfyUI are read before the text encoder, and these tokens stand behind it.
+        RunError: the export cannot be written.
+    """
+    saved = read_affix(file)
+    if to in _INPUT_SPACE:
+        raise InvalidInput(
+            f"{to} reads embeddings before the text encoder, and an affix stands behind it, so no "
+            "file for it draws the same; use --to diffusers, or draw here and take the picture"
+        )
+    if to not in FORMATS:
+        raise InvalidInput(f"unknown target {to!r}; an affix exports to {', '.join(FORMATS)}")
+    name = str(saved.about.get("model") or "")
+    script = rendered(
+        "affix.py.j2",
+        model=str(BUNDLED.get(name, name)),
+        file=Path(file).name,
+        anchored=saved.affix.anchored,
+    )
+    target = Path(file).absolute().parent if folder is None else Path(folder).absolute()
+    with explained(target, "make the export's folder"):
+        target.mkdir(parents=True, exist_ok=True)
+    if target / Path(file).name != Path(file).absolute():
+        write_atomically(target / Path(file).name, Path(file).read_bytes(), "copy the affix")
+    path = target / f"draw_{Path(file).stem}.py"
+    write_atomically(path, script.encode("utf-8"), "write the script")
+    return path
