@@ -137,7 +137,8 @@ class Words(Discrete[Inputs]):
 
     def canonical(self, z: Choices) -> Choices:
         """The choices [n, positions] that say what z's do, each text as early as it can be said."""
-        return torch.tensor([self._earliest(row) for row in z.tolist()]).reshape(z.shape)
+        rows = [self._earliest(row) for row in z.tolist()]
+        return torch.tensor(rows, dtype=torch.int64).reshape(z.shape)
 
     def _earliest(self, choice: list[int]) -> list[int]:
         found = [
