@@ -13,7 +13,8 @@ from ended import Tiller
 
 from tiller.testing.fake_server import Answer, FakeServer, Script
 
-REWRITE = ("--method", "llm_rewrite", "--set", "n=2", "--set", "iterations=2", "--json")
+FIELDS = {"n": 2, "iterations": 2, "seeds": 1, "unseen": 0}
+REWRITE = ("--method", "llm_rewrite", *(f"--set={k}={v}" for k, v in FIELDS.items()), "--json")
 
 Serve = Callable[[Script], FakeServer]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput, LLMError
-from tiller.core.rng import Draw, Stream
+from tiller.core.rng import Stream
 from tiller.core.search import Step, search_phases
 from tiller.listing import bundled_folder
 from tiller.methods._rewrites import _cut
@@ -50,21 +50,25 @@ def run(method: Method, task: Task, budget: str = "steps=9") -> list[Step]:
 def texts(step: Step) -> list[str]:
     x: Inputs = step.problem.space.decode(step.z)
     assert x.prompts is not None
-    return list(x.prompts)
+    return list(x.prompts[:: len(x.prompts) // len(step.z)])
 
 
 def plain(task: Task, method: Method, prompt: str) -> float:
-    """The reward of a prompt drawn from the run's own noise, by the parts alone."""
-    noise = method.noise(task).sample(1, Stream(task.seed))
-    x = Inputs(noise, task.model.encode([prompt], [task.negative_prompt]))
-    pictures = method.pictures(task)
-    return float(pictures.score(pictures.render(x, Draw(task.seed, 0)), Draw(task.seed, 0)))
+    """The mean reward of a prompt drawn from the run's first noises, by the parts alone."""
+    noise = method.noise(task).sample(method.repeats, Stream(task.seed))
+    words = task.model.encode([prompt], [task.negative_prompt])
+    rewards = []
+    for one in noise.split(1):
+        latents = method.trajectory(task.model).run(one, words)
+        rewards.append(float(task.reward(task.model.decode(latents), [task.prompt])))
+    return sum(rewards) / len(rewards)
 
 
 class TestManual:
     def test_the_prompt_then_the_prompt_with_its_modifiers(self, task: Task) -> None:
         method = Manual(num_inference_steps=2)
         first, second = run(method, task)
+        assert second.cost.images == 2 * method.seeds == 6
         assert texts(first) == [PROMPT]
         assert texts(second) == [f"{PROMPT}, {MODIFIERS}"]
         assert second.stopped == "1 round of proposals tried"
@@ -103,8 +107,14 @@ def test_the_reward_compares_with_the_users_own_prompt(model: FrozenModel) -> No
 
     task = Task(model, PROMPT, "", make_reward([reward]))
     seen.clear()
-    run(Manual(num_inference_steps=1), task)
-    assert seen == [PROMPT] * 2
+    run(Manual(num_inference_steps=1, seeds=2), task)
+    assert seen == [PROMPT] * 4
+
+
+@pytest.mark.parametrize("fields", [{"seeds": 0}, {"unseen": -1}])
+def test_fields_out_of_range(fields: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match="expected seeds of at least 1"):
+        Manual(**fields)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +180,7 @@ class TestLlmRewrite:
 
     def test_an_image_budget_is_met_exactly(self, task: Task, serve: Serve) -> None:
         serve([said(*(f"{k} {i}" for i in range(5))) for k in "abcd"])
-        steps = run(LlmRewrite(num_inference_steps=1, iterations=9), task, "images=13")
+        steps = run(LlmRewrite(num_inference_steps=1, iterations=9), task, "images=39")
         assert [len(step.z) for step in steps] == [1, 5, 5, 2]
 
     def test_a_server_that_fails_ends_the_search_with_its_steps(

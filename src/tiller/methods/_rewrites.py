@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from tiller.core.errors import InvalidInput
 from tiller.core.rng import Stream
 from tiller.core.search import Phase, Problem
 from tiller.methods.base import Method, Task
@@ -21,10 +23,33 @@ Write = Callable[[list[Scored], int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Rewrites(Method, ABC):
-    """Prompts written from outside, each drawn from the noise of the run's baseline.
+    """Prompts written from outside, each drawn from the same noises, the baseline's.
 
     The reward compares every picture with the user's own prompt, whatever drew it.
+
+    Attributes:
+        seeds: noises that each prompt is drawn from; its score is the mean.
+        unseen: noises that the search did not see, from which the best and the user's own prompt
+            are drawn at the end, outside the budget; 0 for none.
     """
+
+    seeds: int = 3
+    unseen: int = 8
+
+    takes_affix: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1 or self.unseen < 0:
+            raise InvalidInput(
+                f"expected seeds of at least 1 and unseen of at least 0, got seeds={self.seeds!r}, "
+                f"unseen={self.unseen!r}"
+            )
+
+    @property
+    def repeats(self) -> int:
+        """`seeds`."""
+        return self.seeds
 
     def rewrites(
         self, task: Task, write: Write, *, iterations: int = 1, length: int = LENGTH
@@ -33,7 +58,7 @@ class Rewrites(Method, ABC):
 
         Texts longer than `length` letters are cut at a space.
         """
-        noise = self.noise(task).sample(1, Stream(task.seed))
+        noise = self.noise(task).sample(self.seeds, Stream(task.seed))
         space = Texts(task.model, noise, task.prompt, task.negative_prompt, length=length)
 
         def propose(z: Tensor, score: Tensor, seed: int) -> Tensor:

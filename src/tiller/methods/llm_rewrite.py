@@ -24,17 +24,17 @@ class LlmRewrite(Rewrites):
     OPENAI_MODEL (docs/llm.md). Its replies are kept on disk, so a resumed run pays for none twice.
 
     Attributes:
-        llm: the model's name on the server; empty for OPENAI_MODEL.
         n: proposals a round (OPT2I: 5).
         iterations: rounds of proposals; the budget may end the run before.
+        llm: the model's name on the server; empty for OPENAI_MODEL.
         history: how many of the best prompts the model is told of (ours: 5).
         temperature: of its sampling (ours: 1).
         timeout: seconds that one reply may take.
     """
 
-    llm: str = ""
     n: int = 5
     iterations: int = 3
+    llm: str = ""
     history: int = 5
     temperature: float = 1.0
     timeout: float = 120.0
@@ -42,7 +42,7 @@ class LlmRewrite(Rewrites):
     citation: ClassVar[str] = (
         "Mañas et al., Improving text-to-image consistency via automatic prompt optimization, 2024"
     )
-    default_budget: ClassVar[Budget] = Budget(images=16)
+    default_budget: ClassVar[Budget] = Budget(images=48)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,12 +28,12 @@ class Manual(Rewrites):
     that like such words, and does nothing for what the prompt asks for.
 
     Attributes:
-        modifiers: what is appended, separated by commas.
         each: try every beginning of the list too, one modifier more each time.
+        modifiers: what is appended, separated by commas.
     """
 
-    modifiers: str = MODIFIERS
     each: bool = False
+    modifiers: str = MODIFIERS
 
     citation: ClassVar[str] = (
         "Oppenlaender, A taxonomy of prompt modifiers for text-to-image generation, 2023"
