@@ -1,0 +1,233 @@
+"""`affix train`, `show`, `export`: prefixes and suffixes learned on many prompts, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiller.commands import AsJson, Quiet
+from tiller.commands.options import (
+    HeldOut,
+    Limits,
+    Model,
+    Negative,
+    Rewards,
+    Settings,
+    field_values,
+    prompts_in,
+)
+from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
+from tiller.session import told_on_interrupt as told
+from tiller.terminal import clean, clock, cost_line, listing, number, quoted, shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tiller.affixes.training import Trained
+    from tiller.core.search import Step
+
+app = typer.Typer(
+    name="affix",
+    help="Learn tokens around many prompts once, and reuse them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="What `tiller affix train` wrote.")]
+
+
+@app.command()
+def train(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS.txt", help="A text file with a prompt a line.")
+    ],
+    out: Annotated[Path, typer.Option(help="The affix file to write.")] = Path("affix.safetensors"),
+    reward: Rewards = None,
+    held_out: HeldOut = None,
+    model: Model = "emoji",
+    negative: Negative = "",
+    unseen: Annotated[
+        Path | None, typer.Option(help="Prompts to look at in the end and not to learn from.")
+    ] = None,
+    hold_out: Annotated[
+        float, typer.Option(help="Without --unseen: the share of PROMPTS.txt to hold back.")
+    ] = 0.2,
+    batch: Annotated[int, typer.Option(help="Prompts a step.")] = 4,
+    epochs: Annotated[int, typer.Option(help="How often each prompt comes.")] = 20,
+    budget: Limits = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    settings: Settings = None,
+    runs: Annotated[Path, typer.Option(help="The folder that gets the run's folder.")] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn one prefix and suffix for all prompts, and compare on prompts held back.
+
+    --set takes the fields of `tiller methods ipgo`. `tiller resume RUN` continues a training.
+    """
+    quiet_libraries()
+    with session(as_json) as now:
+        fields = field_values(settings or [])
+        texts = prompts_in(prompts)
+        others = prompts_in(unseen) if unseen is not None else None
+        line = TrainingLine(now.console, quiet=quiet)
+        with told(now.notice):
+            from tiller.affixes.training import Plan, split
+            from tiller.affixes.training import train as run
+
+            no_loading_bars()
+            if others is None:
+                texts, others = split(texts, hold_out, seed)
+            plan = Plan(
+                texts,
+                others,
+                reward=reward or "clip",
+                held_out=held_out[0] if held_out else None,
+                negative_prompt=negative,
+                batch=batch,
+                epochs=epochs,
+                budget=budget,
+                seed=seed,
+                settings=fields,
+            )
+            command = ["tiller", *sys.argv[1:]]
+            trained = run(model, plan, out, out=runs, on_step=line.update, command=command)
+        _finish(now, trained)
+
+
+def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> None:
+    """Continue the training in a run's folder: `tiller resume` of such a run."""
+    line = TrainingLine(now.console, quiet=quiet)
+    with told(now.notice):
+        from tiller.affixes.training import resume_training
+
+        no_loading_bars()
+        trained = resume_training(folder, budget=budget, on_step=line.update)
+    _finish(now, trained)
+
+
+def _finish(now: Session, trained: Trained) -> None:
+    """The page and the answer."""
+    from tiller.runs.report import write_report
+
+    now.run_dir = trained.run_dir
+    if trained.file is None:
+        now.code = INTERRUPTED
+    write_report([trained.run_dir], trained.run_dir / "report.html")
+    now.answer(answer(trained), *summary(trained))
+
+
+@app.command()
+def show(file: File, as_json: AsJson = False) -> None:
+    """Say what a file holds and where it comes from."""
+    quiet_libraries()
+    with session(as_json) as now:
+        from tiller.methods._affix_files import read_affix
+
+        saved = read_affix(file)
+        prefix, suffix = saved.affix.prefix[0], saved.affix.suffix[0]
+        norms = [float(side.norm(dim=1).mean()) if len(side) else 0.0 for side in (prefix, suffix)]
+        facts = {"prefix": len(prefix), "suffix": len(suffix), **saved.about}
+        facts |= {"mean_norms": [round(norm, 4) for norm in norms]}
+        lines = [
+            f"{name.replace('_', ' '):<18}{clean(str(value))}"
+            for name, value in facts.items()
+            if not isinstance(value, dict)
+        ]
+        now.answer(facts, *lines)
+
+
+@app.command()
+def export(
+    file: File,
+    to: Annotated[str, typer.Option(help="diffusers: a script that draws any prompt with it.")],
+    out: Annotated[Path | None, typer.Option(help="The files' folder. [beside FILE]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take an affix to programs without tiller."""
+    quiet_libraries()
+    with session(as_json) as now:
+        from tiller.affixes.export import export_affix
+
+        script = export_affix(file, to, out)
+        path = script.absolute()
+        now.notice(f'run it with: python {quoted(path)} "a prompt"')
+        text = path.read_text()
+        data = {"affix": str(file.absolute()), "to": to, "path": str(path), "text": text}
+        now.answer(data, *map(clean, text.splitlines()))
+
+
+class TrainingLine:
+    """How a training is doing: a line every few seconds on standard error."""
+
+    def __init__(self, console: Any, *, quiet: bool = False) -> None:
+        from time import monotonic
+
+        self.console, self.quiet, self.clock = console, quiet, monotonic
+        self.started = monotonic()
+        self.said = float("-inf")
+        self.recent: list[float] = []
+
+    def update(self, step: Step) -> None:
+        """Take in one round."""
+        self.recent = [*self.recent[-19:], float(step.evaluation.reward.mean())]
+        due = self.clock() - self.said >= 5 or step.stopped is not None
+        if self.quiet or not due:
+            return
+        self.said = self.clock()
+        mean = sum(self.recent) / len(self.recent)
+        parts = [
+            f"step {step.index}",
+            f"reward {number(self.recent[-1])}, {number(mean)} over the last {len(self.recent)}",
+            f"{step.cost.images} images",
+            clock(self.clock() - self.started),
+        ]
+        self.console.print(" · ".join(parts))
+
+
+def answer(trained: Trained) -> dict[str, Any]:
+    """A training as `--json` prints it."""
+    unseen = {name: found.plain() for name, found in trained.unseen.items()}
+    return {
+        "run": str(trained.run_dir),
+        "file": None if trained.file is None else str(trained.file),
+        "method": "ipgo",
+        "scores": {name: found.after.value for name, found in trained.unseen.items()},
+        "baseline_scores": {name: found.before.value for name, found in trained.unseen.items()},
+        "unseen": unseen,
+        "cost": dataclasses.asdict(trained.cost),
+        "stopped": trained.stopped,
+    }
+
+
+def summary(trained: Trained) -> list[RenderableType]:
+    """Unseen prompts with and without the affix, the cost, and what to do next."""
+    rows = [
+        {
+            "reward": name,
+            "without": number(found.before.value),
+            "with": number(found.after.value),
+            "gain": str(found.gain),
+            "wins": f"{found.wins.value:.0%} [{found.wins.low:.0%}, {found.wins.high:.0%}]",
+        }
+        for name, found in trained.unseen.items()
+    ]
+    run = quoted(trained.run_dir)
+    facts = [("cost", cost_line(trained.cost)), ("stopped", clean(trained.stopped)), ("run", run)]
+    if trained.file is None:
+        facts.append(("next", f"tiller resume {run}"))
+    else:
+        name = quoted(trained.file)
+        facts += [
+            ("affix", clean(shown(trained.file))),
+            ("next", f'tiller steer "a prompt" --method raw --affix {name}'),
+            ("report", clean(shown(trained.run_dir / "report.html"))),
+        ]
+    table = [listing(rows, ["reward", "without", "with", "gain", "wins"]), ""] if rows else []
+    return [*table, *(f"{name:<9}{value}" for name, value in facts)]
