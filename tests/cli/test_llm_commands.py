@@ -117,3 +117,41 @@ def test_promptist_without_its_model_says_what_to_do(steer: Tiller, tmp_path: Pa
     assert "HF_HUB_OFFLINE=1" in ended.error
     assert "--set rewriter=FOLDER" in ended.error
     assert not (tmp_path / "out").exists()
+
+
+WORDS = {"solver": "epo", "population": 2, "keep": 1, "mutants": 1, "crossovers": 0}
+LADDER = (
+    *("--method", "dpo_diff", "--budget", "images=6", "--json"),
+    *(f"--set={k}={v}" for k, v in {**WORDS, "seeds": 1, "unseen": 0, "llm": "true"}.items()),
+)
+
+
+def space_of(run: str) -> str:
+    """What the run searched, as its journal says."""
+    lines = map(json.loads, (Path(run) / "journal.jsonl").read_text().splitlines())
+    return next(str(line["text"]) for line in lines if line["kind"] == "space")
+
+
+def test_the_ladder_has_the_servers_rung(steer: Tiller, serve: Serve) -> None:
+    server = serve(['{"cat": ["Xylo-cat"]}'])
+    ended = steer("a red cat", *LADDER)
+    assert ended.code == 0, ended.err
+    assert "Xylo-cat (llm)" in space_of(ended.json["run"])
+    (request,) = server.requests
+    assert "must not show" in request["messages"][0]["content"]
+
+
+def test_a_dead_server_costs_the_ladder_a_rung_and_a_notice(steer: Tiller, serve: Serve) -> None:
+    serve([Answer("off", status=500, headers={"X-Should-Retry": "false"})] * 9)
+    ended = steer("a red cat", *LADDER)
+    assert ended.code == 0, ended.err
+    assert "notice: no antonyms from the LLM" in ended.err
+    assert "(llm)" not in space_of(ended.json["run"])
+
+
+@pytest.mark.usefixtures("serve")
+def test_a_rung_that_was_asked_for_needs_a_server(steer: Tiller, tmp_path: Path) -> None:
+    ended = steer("a red cat", *LADDER)
+    assert ended.code == 2
+    assert "set OPENAI_BASE_URL" in ended.error
+    assert not (tmp_path / "out").exists()
