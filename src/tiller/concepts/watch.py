@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiller.concepts.objective import DenoisingLoss
 from tiller.core.rng import Draw
-from tiller.spaces.concept import ConceptSpace
+from tiller.spaces.concept import ConceptSpace, Vectors
 
 GAIN = 1e-3  # of the held-out loss: less between looks is a plateau
 _CHOOSING, _REPORTING = -1, -2  # rounds that no search has
@@ -66,11 +66,18 @@ class Watch:
         self._take(losses[k])
         return Look(losses[k], z[k : k + 1], kept)
 
+    def losses(self, z: Tensor) -> list[float]:
+        """The held-out loss of each z [n, k, d]."""
+        return self._losses(self.space.decode(z), _CHOOSING)
+
+    def report(self, *candidates: Vectors) -> list[float]:
+        """The loss of each candidate, a batch of one, on the trials that chose nothing."""
+        together = tuple(torch.cat(column) for column in zip(*candidates, strict=True))
+        return self._losses(together, _REPORTING)
+
     @torch.no_grad()
-    def losses(self, z: Tensor, *, report: bool = False) -> list[float]:
-        """The held-out loss of each z [n, k, d]; `report` takes the trials that chose nothing."""
-        draw = Draw(self.seed, _REPORTING if report else _CHOOSING)
-        found = self.objective.render(self.space.decode(z), draw)
+    def _losses(self, x: Vectors, round_: int) -> list[float]:
+        found = self.objective.render(x, Draw(self.seed, round_))
         return [float(loss) for loss in found.double().mean(dim=1)]
 
     def plateau(self) -> str | None:

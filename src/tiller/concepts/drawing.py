@@ -1,0 +1,113 @@
+"""Drawing with concepts: the token in a prompt, the vectors in the text encoder.
+
+A picture's noise is diffusers' own for that seed, so a plain pipeline that has loaded the concept
+draws the same picture from the same prompt and seed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.concept_files import read_named
+from tiller.models.concepts import Concept, Vocabulary
+from tiller.models.loader import load_model
+from tiller.models.pieces import Piece
+from tiller.models.trajectory import Trajectory
+
+
+def draw(
+    model: str | Path | FrozenModel | Any,
+    prompt: str,
+    *,
+    concepts: Sequence[str | Path | Concept] = (),
+    seeds: Sequence[int] = (0,),
+    negative_prompt: str = "",
+    **sampler: Any,
+) -> list[Any]:
+    """PIL pictures of a prompt that names concepts, one a seed.
+
+    Args:
+        model: what `load_model` takes or returns.
+        prompt: words, with the concepts' tokens among them.
+        concepts: files, runs' folders, `FILE=<TOKEN>`, or `Concept` objects.
+        seeds: of the noises, as `torch.Generator().manual_seed` takes them.
+        negative_prompt: what guidance steers away from; may name concepts too.
+        sampler: fields of `SamplerSettings` that differ from the model's own.
+
+    Raises:
+        InvalidInput: a concept of another model, two with one token, or no such setting.
+
+    Example:
+        >>> from tiller.concepts import draw
+        >>> pictures = draw("emoji", "<duck> on a blue background",      # doctest: +SKIP
+        ...                 concepts=["duck/learned_embeds.safetensors"], seeds=range(4))
+    """
+    from tiller.runs.png import to_image
+
+    loaded = model if isinstance(model, FrozenModel) else load_model(model)
+    found = [one if isinstance(one, Concept) else read_named(one) for one in concepts]
+    words = vocabulary(loaded, found)
+    texts = [words.read(prompt), words.read(negative_prompt)]
+    if found and not any(not isinstance(piece, str) for piece in texts[0]):
+        named = ", ".join(concept.token for concept in found)
+        warnings.warn(f"the prompt names none of {named}: {prompt!r}", TillerNotice, stacklevel=2)
+    try:
+        settings = replace(loaded.defaults, **sampler)
+    except TypeError as error:
+        raise InvalidInput(f"no such setting of the sampler: {error}") from None
+    told = told_by(loaded, texts[0], texts[1])
+    return [to_image(picture[None]) for picture in sample(loaded, told, seeds, settings)]
+
+
+def vocabulary(model: FrozenModel, concepts: Sequence[Concept]) -> Vocabulary:
+    """The concepts as this model reads them.
+
+    Raises:
+        InvalidInput: one of another model, or two with one token.
+    """
+    return Vocabulary(concepts, model.tokenizers, [t.shape[1] for t in model.token_embeddings])
+
+
+@torch.no_grad()
+def told_by(
+    model: FrozenModel, text: Sequence[Piece], negative: Sequence[Piece] = ("",)
+) -> Conditioning:
+    """The conditioning of one text, encoded alone: the same whatever else is drawn."""
+    return model.encode_pieces([text], [negative])
+
+
+@torch.no_grad()
+def sample(
+    model: FrozenModel,
+    told: Conditioning,
+    seeds: Sequence[int],
+    settings: SamplerSettings | None = None,
+    *,
+    at_once: int = 1,
+) -> Tensor:
+    """Pictures [n, 3, H, W] in [0, 1] of one conditioning, one a seed.
+
+    Args:
+        model: the frozen model.
+        told: one row.
+        seeds: of diffusers' noises.
+        settings: the model's own if not given.
+        at_once: pictures of one batch. One at a time, a picture is bit for bit what a plain
+            pipeline draws; more agree up to rounding.
+    """
+    path = Trajectory(model, settings)
+    noise = [path.sample_noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    parts = []
+    for first in range(0, len(noise), at_once):
+        part = torch.stack(noise[first : first + at_once])
+        parts.append(model.decode(path.run(part, told.expand(len(part)))).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,314 @@
+"""`learn_concept`, `resume_concept`, `open_concept`: what the command line and scripts call."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tiller.concepts import initialize, templates
+from tiller.concepts.base import ConceptMethod
+from tiller.concepts.objective import DenoisingLoss, rows_that_fit
+from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
+from tiller.concepts.run import KIND, SPACE, ConceptRun, Material, Progress
+from tiller.concepts.vocabulary import Words, is_emoji, words_of
+from tiller.core.budget import Budget, Cost
+from tiller.core.discovery import discover
+from tiller.core.errors import InvalidInput, RunError, TillerNotice
+from tiller.core.rng import keyed_generator
+from tiller.core.settings import settled, unknown
+from tiller.models.base import FrozenModel
+from tiller.models.concept_files import read_concept
+from tiller.models.concepts import Concept, check_new
+from tiller.models.loader import load_model
+from tiller.rewards._tower import EMOJI, tower_for
+from tiller.runs.record import Record, read_run
+from tiller.runs.store import RunStore, versions
+
+CLIP_OF_WIDTH = {
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
+
+
+@dataclass(frozen=True)
+class ConceptResult:
+    """What a concept's run ended with, or stands with.
+
+    Attributes:
+        concept: the learned word; `learned_embeds.safetensors` in the run's folder holds it.
+        method: the method's name.
+        prompt: the plainest sentence about it, which the sample drawings are of.
+        stopped: why the search ended.
+        cost: what the search used; looks at held-out trials and sample drawings are not charged.
+        start_loss: the denoising loss of e0 on trials that chose nothing; None before the end.
+        loss: the same of the concept.
+        pictures: the last drawings, files.
+        run_dir: the run's folder.
+    """
+
+    concept: Concept
+    method: str
+    prompt: str
+    stopped: str
+    cost: Cost
+    start_loss: float | None
+    loss: float | None
+    pictures: tuple[Path, ...]
+    run_dir: Path
+
+
+def methods() -> dict[str, type[ConceptMethod]]:
+    """Every method of learning a concept, by its command line name."""
+    return discover("tiller.concepts", ConceptMethod)  # type: ignore[type-abstract]
+
+
+def make(name: str, settings: dict[str, Any]) -> ConceptMethod:
+    """The method called `name` with `settings`; texts are converted.
+
+    Raises:
+        InvalidInput: unknown name or field, or a value that does not fit.
+    """
+    known = methods()
+    if name not in known:
+        raise InvalidInput(unknown("method of learning a concept", name, [*known]))
+    return settled(known[name], settings, f"method {name}")
+
+
+def learn_concept(
+    model: str | Path | FrozenModel | Any,
+    pictures: Sequence[Given] | Pictures,
+    token: str,
+    *,
+    subject: str = "object",
+    method: str = "gfti",
+    budget: Budget | str | None = None,
+    seed: int = 0,
+    out: str | Path = "runs",
+    on_step: Callable[[Progress], None] | None = None,
+    **settings: Any,
+) -> ConceptResult:
+    """Teach a frozen model a new word from a few pictures.
+
+    Args:
+        model: what `load_model` takes or returns.
+        pictures: 3 to 5 files or PIL pictures of one thing or one style, or what `load_pictures`
+            made of them.
+        token: the new word, such as `<duck>`.
+        subject: `object` for a thing, `style` for a way of drawing.
+        method: `gfti` without gradients, `ti` with.
+        budget: when to stop, a `Budget` or text such as "steps=300"; None takes the method's own.
+        seed: of everything random; the same seed gives the same run.
+        out: the folder that gets the run's folder.
+        on_step: called after each round.
+        settings: the method's fields.
+
+    Raises:
+        InvalidInput: something in the arguments is unusable; nothing has been searched.
+
+    Example:
+        >>> import tiller
+        >>> photos = ["one.jpg", "two.jpg", "three.jpg"]
+        >>> found = tiller.learn_concept("emoji", photos, "<duck>")         # doctest: +SKIP
+        >>> tiller.load_model("emoji", concepts=[found.run_dir])            # doctest: +SKIP
+    """
+    chosen = make(method, settings)
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget or chosen.default_budget
+    templates.training(subject)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InvalidInput(f"seed must be a whole number, got {seed!r}")
+    loaded = model if isinstance(model, FrozenModel) else load_model(model)
+    check_new(token, loaded.tokenizers)
+    size = (loaded.defaults.height, loaded.defaults.width)
+    found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
+    _say_how_many(found)
+    material, began = _material(loaded, chosen, found, subject, seed)
+    probe = DenoisingLoss(loaded, material.latents, material.templates, chosen.sampling())
+    spec = {
+        "kind": KIND,
+        "token": token,
+        "subject": subject,
+        "prompt": templates.filled(material.templates[0], token),
+        "method": {"name": method, "settings": dataclasses.asdict(chosen)},
+        "citation": chosen.citation,
+        "model": loaded.source,
+        "model_options": loaded.options,
+        "model_fingerprint": loaded.fingerprint(),
+        "pictures": [_about(item) for item in found.items],
+        "left_out": list(found.left_out),
+        "init": began,
+        "budget": str(limits),
+        "seed": seed,
+        "rows": rows_that_fit(probe, material.space.decode(material.z)),
+        "sampler": dataclasses.asdict(loaded.defaults),
+        "versions": versions(),
+    }
+    with RunStore.create(out, spec, method) as store:
+        for i, item in enumerate(found.items):
+            store.save_image(f"input-{i + 1:02d}", item.image, {"picture": item.name})
+        material.save(store.path / SPACE)
+    ConceptRun(store.spec, loaded, chosen, material, store).go(on_step)
+    return open_concept(store.path)
+
+
+def resume_concept(
+    run_dir: str | Path,
+    *,
+    model: FrozenModel | None = None,
+    budget: Budget | str | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> ConceptResult:
+    """Continue a concept's run bit-exactly from its last saved round.
+
+    Args:
+        run_dir: the run's folder.
+        model: needed if the run was made with a pipeline object.
+        budget: a larger budget, to go on after the end; None keeps the run's own.
+        on_step: called after each round.
+
+    Raises:
+        RunError: no run there, not a concept's, damaged, or made with other weights.
+    """
+    store = RunStore.open(run_dir)
+    spec = store.spec
+    if spec.get("kind") != KIND:
+        raise RunError(f"{store.path} is no run that learns a concept; `tiller resume` knows it")
+    if model is None and spec["model"] is None:
+        raise RunError(f"{store.path} was made with a pipeline object; pass it: model=...")
+    loaded = model or load_model(spec["model"], **spec["model_options"])
+    if loaded.fingerprint() != spec["model_fingerprint"]:
+        raise RunError(
+            f"{store.path} was made with other weights than {loaded.name} has now; install the "
+            f"version that made it ({spec['versions']}), or learn the concept again"
+        )
+    if versions() != spec["versions"]:
+        warnings.warn(
+            f"the run was made with {spec['versions']}, this is {versions()}; the continuation may "
+            "differ in the last digits",
+            TillerNotice,
+            stacklevel=2,
+        )
+    chosen = make(spec["method"]["name"], spec["method"]["settings"])
+    names = range(1, len(spec["pictures"]) + 1)
+    images = [store.load_image(f"input-{i:02d}")[0] for i in names]
+    latents = _latents(loaded, chosen, images)
+    said = templates.training(spec["subject"], emoji=is_emoji(loaded))
+    material = Material.load(store.path / SPACE, latents, said)
+    with store:
+        if budget is not None:
+            store.set_budget(str(Budget.parse(budget) if isinstance(budget, str) else budget))
+    ConceptRun(store.spec, loaded, chosen, material, store).go(on_step)
+    return open_concept(store.path)
+
+
+def open_concept(run_dir: str | Path) -> ConceptResult:
+    """Read a concept's run back.
+
+    Raises:
+        RunError: no run there, or nothing kept yet.
+    """
+    record = read_run(run_dir)
+    results = [entry for entry in record.entries if entry["kind"] == "result"]
+    lines = [entry for entry in record.entries if entry.get("samples")]
+    if not lines:
+        raise RunError(f"{record.path} has nothing learned yet; continue it with `tiller resume`")
+    losses = results[-1]["losses"] if results else {}
+    return ConceptResult(
+        concept=read_concept(record.path),
+        method=record.method,
+        prompt=record.prompt,
+        stopped=record.stopped or "not finished",
+        cost=_cost(record),
+        start_loss=losses.get("start"),
+        loss=losses.get("learned"),
+        pictures=tuple(record.path / name for name in lines[-1]["samples"]),
+        run_dir=record.path,
+    )
+
+
+def _cost(record: Record) -> Cost:
+    cost = record.last.get("cost")
+    return Cost() if cost is None else Cost(**cost)
+
+
+def _material(
+    model: FrozenModel, method: ConceptMethod, pictures: Pictures, subject: str, seed: int
+) -> tuple[Material, list[str]]:
+    """What is learned from, and the words that e0 was made of, the heaviest first."""
+    said = templates.training(subject, emoji=is_emoji(model))
+    words = words_of(model)
+    start, began = _start(model, method, pictures, words, said[0], seed)
+    space, z = method.space(start, words, seed)
+    latents = _latents(model, method, [item.image for item in pictures.items])
+    return Material(space, z, latents, said), began
+
+
+def _start(
+    model: FrozenModel,
+    method: ConceptMethod,
+    pictures: Pictures,
+    words: Words,
+    sentence: str,
+    seed: int,
+) -> tuple[list[Tensor], list[str]]:
+    """e0 [k, D_e] for each text encoder, and the words that it is near."""
+    if method.init == "random":
+        return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
+    if method.init != "clip":
+        return initialize.of_words(model, method.init, method.tokens), method.init.split()
+    seen = pictures.tensor()
+    try:
+        tower = tower_for(_clip(model, method), seen)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{error}. Or begin at a word that you choose: --init bird (init='bird')"
+        ) from error
+    similarity, near = initialize.similarities(tower, seen, words, sentence)
+    mixed = initialize.attended(similarity, words.tables, method.temperature)
+    return [e.expand(method.tokens, -1).clone() for e in mixed], near
+
+
+def _clip(model: FrozenModel, method: ConceptMethod) -> str:
+    """The CLIP of the initialization; where the model's own is known, that one."""
+    if method.clip != "auto":
+        return method.clip
+    if is_emoji(model):
+        return EMOJI
+    width = model.token_embeddings[0].shape[1]
+    if width not in CLIP_OF_WIDTH:
+        raise InvalidInput(
+            f"no CLIP is known for a text encoder of width {width}; name one (--set clip=FOLDER)"
+        )
+    return CLIP_OF_WIDTH[width]
+
+
+def _latents(model: FrozenModel, method: ConceptMethod, images: Sequence[Image.Image]) -> Tensor:
+    """[views, N, C, h, w]: the pictures, and their mirrored ones where a round may draw these."""
+    pixels = torch.stack([to_tensor(image) for image in images])
+    views = [pixels, pixels.flip(-1)] if method.flip else [pixels]
+    # One at a time: the latents of a picture do not depend on how many there are.
+    return torch.stack([torch.cat([model.encode_images(p[None]) for p in view]) for view in views])
+
+
+def _about(item: Any) -> dict[str, Any]:
+    return {"name": item.name, "size": list(item.size), "notes": list(item.notes)}
+
+
+def _say_how_many(pictures: Pictures) -> None:
+    """What people should know about their pictures, and what stops nothing."""
+    for line in pictures.left_out:
+        warnings.warn(f"left out: {line}", TillerNotice, stacklevel=3)
+    if len(pictures) < 3:
+        warnings.warn(
+            f"3 to 5 pictures teach a word best, got {len(pictures)}: what they share beside the "
+            "subject may be learned with it",
+            TillerNotice,
+            stacklevel=3,
+        )
