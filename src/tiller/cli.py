@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tiller import __version__
-from tiller.commands import lists, look, steering
+from tiller.commands import affix, lists, look, steering
 from tiller.session import INPUT, Session
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _tiller(
 
 for command in (
     steering.steer,
+    steering.attack,
     steering.batch,
     steering.resume,
     look.report,
@@ -49,6 +50,9 @@ for command in (
     lists.doctor,
 ):
     app.command()(command)
+
+
+app.add_typer(affix.app)
 
 
 _USAGE: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may carry inside

@@ -50,12 +50,13 @@ def method(name: str) -> dict[str, Any]:
     ]
     setting = f" --set {own[0]['name']}={own[0]['default']}" if own else ""
     row = next(row for row in methods() if row["name"] == name)
+    command = f"attack {PROMPT}" if name == "attack" else f"steer {PROMPT} --method {name}"
     return {
         **row,
         "about": about(kind),
         "fields": fields(kind),
         "citation": kind.citation,
-        "example": f"tiller steer {PROMPT} --method {name} --budget {kind.default_budget}{setting}",
+        "example": f"tiller {command} --budget {kind.default_budget}{setting}",
     }
 
 

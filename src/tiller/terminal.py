@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -90,7 +91,7 @@ class ProgressLine:
         self.latest: Progress | None = None
         self._console = console
         self._quiet = quiet
-        self._method = ""
+        self._method, self._lowers = "", False
         self._held_out: tuple[str, ...] = ()
         self._started = self._seen = time.monotonic()
         self._said = float("-inf")
@@ -121,7 +122,8 @@ class ProgressLine:
     def update(self, progress: Progress) -> None:
         """Take in one round; give this to `steer` as `on_step`."""
         if self.latest is None:
-            self._method, self._held_out = method_of(progress.run_dir), progress.held_out
+            self._method, self._lowers = method_of(progress.run_dir)
+            self._held_out = progress.held_out
         self.latest, self._seen = progress, time.monotonic()
         due = self._seen - self._said >= EVERY or progress.step.stopped is not None
         if self._live is None and not self._quiet and due:
@@ -163,16 +165,23 @@ class ProgressLine:
         watched = [name for name in progress.scores if name in self._held_out][:1]
         found = []
         for name in optimized + watched:
-            mark = " (held out)" if name in watched else ""
+            mark = " (held out)" if name in watched else " (lowered)" if self._lowers else ""
             before, after = progress.baseline.get(name), progress.scores[name]
             start = "" if before is None else f"{number(before)} → "
             found.append(f"{clean(name)} {start}{number(after)}{mark}")
         return found
 
 
-def summary(result: Result, report: Path | None) -> list[RenderableType]:
-    """The end of a run: baseline → best for every reward, cost, why it stopped, what to do next."""
+def summary(
+    result: Result, report: Path | None, words: Sequence[tuple[str, str]] = ()
+) -> list[RenderableType]:
+    """The end of a run: baseline → best for every reward, cost, why it stopped, what to do next.
+
+    `words` is what a search for words found, line by line; it takes the place of what is said of
+    the noise.
+    """
     held_out = result.held_out
+    _, lowers = method_of(result.run_dir)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("reward", overflow="fold")
     for heading in ("baseline", "best", "change"):
@@ -182,14 +191,15 @@ def summary(result: Result, report: Path | None) -> list[RenderableType]:
     for name in ordered:
         before, after = result.baseline.scores.get(name), result.best.scores[name]
         cells = ("", "") if before is None else (number(before), f"{after - before:+.4f}")
-        mark = "held out" if name in held_out else ""
+        mark = "held out" if name in held_out else "lowered" if lowers else ""
         table.add_row(Text(clean(name)), cells[0], number(after), cells[1], mark)
     run = quoted(result.run_dir)
     facts = [
+        *words,
         ("method", clean(result.method)),
         ("cost", cost_line(result.cost)),
         ("stopped", clean(result.stopped)),
-        ("P(z)", _likely(result.probability)),
+        *([] if words else [("P(z)", _likely(result.probability))]),
         ("picture", clean(shown(result.run_dir / "images" / "best.png"))),
         ("run", clean(shown(result.run_dir))),
     ]
@@ -291,11 +301,12 @@ def _best_export(run_dir: Path) -> str:
     return "python" if "python" in available(read_run(run_dir)) else "png"
 
 
-def method_of(run_dir: Path) -> str:
-    """The name of a run's method: what `auto` picked."""
+def method_of(run_dir: Path) -> tuple[str, bool]:
+    """The name of a run's method (what `auto` picked), and whether it lowers the score."""
     from tiller.runs.record import read_run
 
-    return clean(read_run(run_dir).method)
+    record = read_run(run_dir)
+    return clean(record.method), record.lowers
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from ended import Tiller
 from PIL import Image
 
 KEYS = ["run", "method", "prompt", "image", "scores", "baseline_scores", "cost", "stopped"]
-KEYS += ["probability"]  # of the noise; the others are the design's, in its order
+KEYS += ["probability", "best_prompt", "best_negative_prompt"]  # the others are the design's
 
 
 def test_json_is_one_object_with_the_contracts_keys_and_a_better_score(steer: Tiller) -> None:

@@ -45,7 +45,7 @@ def progress(index: int, cost: Cost, stopped: str | None = None) -> Any:
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> tuple[ProgressLine, io.StringIO]:
-    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: "dno")
+    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: ("dno", False))
     out = io.StringIO()
     return ProgressLine(Console(file=out, width=400, markup=False, highlight=False)), out
 
@@ -80,7 +80,7 @@ def test_lines_come_every_few_seconds_and_at_the_end(
 def test_a_terminal_gets_one_line_that_is_gone_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: "dno")
+    monkeypatch.setattr("tiller.terminal.method_of", lambda run_dir: ("dno", False))
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=True, markup=False)
     shown = ProgressLine(console)

@@ -13,7 +13,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a folder of runs.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, or a folder of runs.")
+]
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")]
 
 

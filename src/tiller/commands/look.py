@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tiller.commands import AsJson, Run, run_folder
+from tiller.commands import AsJson, RunFolder, run_folder
 from tiller.session import quiet_libraries, session
 from tiller.terminal import clean, quoted, shown
 
@@ -35,7 +35,7 @@ def report(
 
 
 def export(
-    run: Run,
+    run: RunFolder,
     to: Annotated[
         str,
         typer.Option(
@@ -67,7 +67,8 @@ def export(
 
 
 def _scores_line(run_dir: Path) -> str:
-    """One run's scores, before and after."""
+    """One run's scores, before and after, and the words that it found."""
+    from tiller.runs.found_words import found_words
     from tiller.runs.record import read_run
     from tiller.terminal import number
 
@@ -78,4 +79,8 @@ def _scores_line(run_dir: Path) -> str:
         for name, score in after.items()
         if name in before
     ]
+    words = found_words(record)
+    if words is not None and words.changed:
+        negative = words.best.negative_prompt
+        found += [repr(words.best.prompt), *([f"not: {negative!r}"] if negative else [])]
     return clean(f"{run_dir.name}: {', '.join(found) or 'no finished step'}")

@@ -1,4 +1,4 @@
-"""`steer`, `batch`, `resume`: the searches."""
+"""`steer`, `attack`, `batch`, `resume`: the searches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiller.batch_view import BatchLine, batch_summary
-from tiller.commands import AsJson, Quiet, Run, run_folder
+from tiller.commands import AsJson, Quiet, RunFolder, run_folder, words
+from tiller.commands.options import Options, prompts_in, with_options
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
@@ -20,131 +21,110 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tiller.api import Progress, Result
+    from tiller.driver import Run
 
 
 Method = Annotated[
     str, typer.Option(help="A name of `tiller methods`, or auto: by what the reward allows.")
 ]
-Rewards = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reward", help="NAME, NAME:WEIGHT or file.py:function; repeat for a sum. [clip]"
-    ),
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture should show.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the space, the budget and about the cost; draw nothing."),
 ]
-HeldOut = Annotated[
-    list[str] | None,
-    typer.Option(help="A reward to report and not to optimize; repeatable."),
-]
-Model = Annotated[
-    str, typer.Option(help="A bundled name, a hub id, a folder or a .safetensors file.")
-]
-Negative = Annotated[
-    str, typer.Option("--negative", "--negative-prompt", help="What to keep away from.")
-]
-Limits = Annotated[
-    str | None,
-    typer.Option(help="When to stop: steps=30,images=64,forwards=4000,seconds=60. [method's]"),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; repeatable."),
-]
-Out = Annotated[Path, typer.Option(help="The folder that gets the run's folder.")]
 
 
+@with_options
 def steer(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the picture should show.")],
+    prompt: Prompt,
+    options: Options,
     method: Method = "auto",
-    reward: Rewards = None,
-    held_out: HeldOut = None,
-    model: Model = "emoji",
-    negative: Negative = "",
-    budget: Limits = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    settings: Settings = None,
-    out: Out = Path("runs"),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
 ) -> None:
     """Search the inputs for the picture of PROMPT that a reward likes."""
+    _steer(prompt, options, method, seed, dry_run)
+
+
+@with_options
+def attack(prompt: Prompt, options: Options, seed: Seed = 0, dry_run: DryRun = False) -> None:
+    """Search for words that mean what PROMPT does and that a reward likes least.
+
+    A test of a model: `tiller methods attack` has the fields for --set.
+    """
+    _steer(prompt, options, "attack", seed, dry_run)
+
+
+def _steer(prompt: str, options: Options, method: str, seed: int, dry_run: bool) -> None:
     quiet_libraries()
-    with session(as_json) as now:
-        fields = _fields(settings or [])
-        _check_encoding(prompt, negative)
+    with session(options.as_json) as now:
+        arguments = options.arguments(prompt)
+
+        def plan() -> Run:
+            from tiller.api import plan as planned
+            from tiller.api import steer as everything
+
+            no_loading_bars()
+            _check_fields(options.fields, everything)
+            return planned(options.model, prompt, method=method, seed=seed, **arguments)
+
+        if dry_run:
+            from tiller.commands import planning
+
+            run = plan()
+            now.answer(planning.data(run), *planning.view(run))
+            return
 
         def go(on_step: Callable[[Progress], None]) -> Result:
-            from tiller.api import steer as run
+            from tiller.api import carry_out
+            from tiller.commands.planning import searchable
 
-            _check_fields(fields, run)
-            return run(
-                model,
-                prompt,
-                method=method,
-                reward=reward or "clip",
-                held_out=held_out,
-                negative_prompt=negative,
-                budget=budget,
-                seed=seed,
-                out=out,
-                on_step=on_step,
-                **fields,
-            )
+            return carry_out(searchable(plan), options.out, on_step)
 
-        _search(now, go, quiet, picked=method == "auto")
+        _search(now, go, options.quiet, picked=method == "auto")
 
 
+@with_options
 def batch(
     prompts: Annotated[
         Path, typer.Argument(metavar="PROMPTS.txt", help="A text file with a prompt a line.")
     ],
+    options: Options,
     method: Method = "auto",
-    reward: Rewards = None,
-    held_out: HeldOut = None,
-    model: Model = "emoji",
-    negative: Negative = "",
-    budget: Limits = None,
     seeds: Annotated[int, typer.Option(help="Each prompt is steered with seeds 0 to N - 1.")] = 1,
-    settings: Settings = None,
-    out: Out = Path("runs"),
-    as_json: AsJson = False,
-    quiet: Quiet = False,
 ) -> None:
     """Steer many prompts with many seeds, side by side.
 
     Give the same command again to continue what was interrupted; what is finished is kept.
     """
     quiet_libraries()
-    with session(as_json) as now:
-        fields = _fields(settings or [])
-        _check_encoding(negative)
-        wanted = _lines(prompts)
-        line = BatchLine(now.console, runs=len(wanted) * seeds, quiet=quiet)
+    with session(options.as_json) as now:
+        arguments = options.arguments()
+        wanted = prompts_in(prompts)
+        line = BatchLine(now.console, runs=len(wanted) * seeds, quiet=options.quiet)
         with line, told(now.notice):
             from tiller.api import steer_many
 
             no_loading_bars()
-            _check_fields(fields, steer_many)
+            _check_fields(options.fields, steer_many)
             results = steer_many(
-                model,
+                options.model,
                 wanted,
                 seeds=range(seeds),
                 method=method,
-                reward=reward or "clip",
-                held_out=held_out,
-                negative_prompt=negative,
-                budget=budget,
-                out=out,
+                out=options.out,
                 on_step=line.update,
-                **fields,
+                **arguments,
             )
         if any(result.stopped == "interrupted" for result in results):
             now.code = INTERRUPTED
-        runs = [_answer(result) for result in results]
-        now.answer({"runs": runs, "out": str(out.absolute())}, *batch_summary(results, out))
+        found = {"runs": [_answer(one) for one in results], "out": str(options.out.absolute())}
+        now.answer(found, *batch_summary(results, options.out))
 
 
 def resume(
-    run: Run,
+    run: RunFolder,
     budget: Annotated[
         str | None, typer.Option(help="A larger budget, to go on after the end.")
     ] = None,
@@ -155,6 +135,11 @@ def resume(
     quiet_libraries()
     with session(as_json) as now:
         folder = now.run_dir = run_folder(run, now)
+        if _kind(folder) == "affix":
+            from tiller.commands.affix import resume_into
+
+            resume_into(now, folder, budget, quiet)
+            return
 
         def go(on_step: Callable[[Progress], None]) -> Result:
             from tiller.api import resume as go_on
@@ -177,7 +162,7 @@ def _search(
     def on_step(progress: Progress) -> None:
         first, now.run_dir = line.latest is None, progress.run_dir
         if first and picked:
-            now.notice(f"--method auto picked {method_of(progress.run_dir)}")
+            now.notice(f"--method auto picked {method_of(progress.run_dir)[0]}")
         line.update(progress)
 
     try:
@@ -192,7 +177,7 @@ def _search(
     if result.stopped == "interrupted":
         now.code = INTERRUPTED
     page = _write_report(now, result.run_dir)
-    now.answer(_answer(result), *summary(result, page))
+    now.answer(_answer(result), *summary(result, page, words.facts(result.run_dir)))
 
 
 def _answer(result: Result) -> dict[str, Any]:
@@ -207,6 +192,9 @@ def _answer(result: Result) -> dict[str, Any]:
         "cost": dataclasses.asdict(result.cost),
         "stopped": result.stopped,
         "probability": result.probability,
+        "best_prompt": result.best_prompt,
+        "best_negative_prompt": result.best_negative_prompt,
+        **words.answer(result.run_dir),
     }
 
 
@@ -223,18 +211,11 @@ def _write_report(now: Session, run_dir: Path) -> Path | None:
     return None
 
 
-def _fields(settings: list[str]) -> dict[str, Any]:
-    """`["lr=0.1"]` as fields; the method converts the texts."""
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        if not (equals and name.isidentifier()):
-            raise InvalidInput(f"expected --set field=value, such as lr=0.05; got {setting!r}")
-        if name in found:
-            raise InvalidInput(f"--set {name} was given twice; give it once")
-        found[name] = value.strip()
-    return found
+def _kind(run_dir: Path) -> str:
+    """What a run learns, where it does not steer one picture."""
+    from tiller.runs.store import RunStore
+
+    return str(RunStore.open(run_dir).spec.get("kind") or "")
 
 
 def _check_fields(fields: dict[str, Any], run: Callable[..., Any]) -> None:
@@ -242,28 +223,3 @@ def _check_fields(fields: dict[str, Any], run: Callable[..., Any]) -> None:
     for name in inspect.signature(run).parameters:
         if name in fields:
             raise InvalidInput(f"--set {name} is no field of a method; see `tiller steer --help`")
-
-
-def _check_encoding(*texts: str) -> None:
-    """Refuse bytes that are no text: the shell hands them over as unpaired surrogates."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInput(
-                f"expected the prompt in UTF-8, got bytes that are not, at character "
-                f"{error.start}: {text!r}; check the terminal's encoding"
-            ) from None
-
-
-def _lines(path: Path) -> list[str]:
-    """The prompts of a text file: one a line, empty lines left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise InvalidInput(f"cannot read the prompts in {path}: {reason}") from None
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    if not found:
-        raise InvalidInput(f"expected a prompt a line in {path}, found none")
-    return found

@@ -178,7 +178,7 @@ def _once(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 def _worths(rounds: Sequence[Entry], sign: float, *, dropped: bool) -> tuple[Worth, ...]:
     """The gains of the last round that put words back; `dropped`: that round found the best."""
-    gains = next((entry["gains"] for entry in reversed(rounds) if entry.get("gains")), [])
+    gains: list[dict[str, Any]] = next((e["gains"] for e in reversed(rounds) if e.get("gains")), [])
     keys = ("part", "word", "start", "end", "option", "source")
     worths = [Worth(**{k: gain[k] for k in keys}, change=sign * gain["gain"]) for gain in gains]
     if dropped and worths:

@@ -1,0 +1,173 @@
+"""The options that searches share, declared once: `steer`, `attack` and `batch` take them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from tiller.commands import AsJson, Quiet
+from tiller.core.errors import InvalidInput
+
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward", help="NAME, NAME:WEIGHT or file.py:function; repeat for a sum. [clip]"
+    ),
+]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Option(help="A reward to report and not to optimize; repeatable."),
+]
+Model = Annotated[
+    str, typer.Option(help="A bundled name, a hub id, a folder or a .safetensors file.")
+]
+Negative = Annotated[
+    str, typer.Option("--negative", "--negative-prompt", help="What to keep away from.")
+]
+Limits = Annotated[
+    str | None,
+    typer.Option(help="When to stop: steps=30,images=64,forwards=4000,seconds=60. [method's]"),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; repeatable."),
+]
+Affix = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:WEIGHT]",
+        help="Learned tokens around the prompt (`tiller affix train`); repeatable, the first next "
+        "to it.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="The folder that gets the run's folder.")]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every search takes on the command line: a field is an option."""
+
+    reward: Rewards = None
+    held_out: HeldOut = None
+    model: Model = "emoji"
+    negative: Negative = ""
+    budget: Limits = None
+    settings: Settings = None
+    affix: Affix = None
+    out: Out = Path("runs")
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The method's fields, as texts.
+
+        Raises:
+            InvalidInput: a text of `--set` or `--affix` cannot be used.
+        """
+        return with_affixes(field_values(self.settings or []), self.affix or [])
+
+    def arguments(self, *prompts: str) -> dict[str, Any]:
+        """Keyword arguments of `tiller.api.steer`, the method's fields included.
+
+        Raises:
+            InvalidInput: an option or a prompt that is wrong by itself.
+        """
+        check_encoding(*prompts, self.negative)
+        return {
+            "reward": self.reward or "clip",
+            "held_out": self.held_out,
+            "negative_prompt": self.negative,
+            "budget": self.budget,
+            **self.fields,
+        }
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `options: Options` is an option for each field."""
+    hints = get_type_hints(command, include_extras=True)
+    fields = get_type_hints(Options, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=field.default,
+            annotation=fields[field.name],
+        )
+        for field in dataclasses.fields(Options)
+    ]
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        own = [parameter.replace(annotation=hints[name])]
+        parameters += shared if name == "options" else own
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = Options(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        command(**given, options=options)
+
+    del run.__wrapped__  # what is read off the function is what it takes
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = inspect.Signature(parameters)
+    return run
+
+
+def field_values(settings: list[str]) -> dict[str, Any]:
+    """`["lr=0.1"]` as fields; the method converts the texts.
+
+    Raises:
+        InvalidInput: a text is no assignment, or a field is there twice.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (equals and name.isidentifier()):
+            raise InvalidInput(f"expected --set field=value, such as lr=0.05; got {setting!r}")
+        if name in found:
+            raise InvalidInput(f"--set {name} was given twice; give it once")
+        found[name] = value.strip()
+    return found
+
+
+def with_affixes(fields: dict[str, Any], files: list[str]) -> dict[str, Any]:
+    """The method's fields with the affix files in them, by absolute paths: a resume finds them."""
+    if not files:
+        return fields
+    if "affix" in fields:
+        raise InvalidInput("got --affix and --set affix; give one of them")
+    if any("," in file for file in files):
+        raise InvalidInput(f"a comma in an affix's path cannot be told from the next file: {files}")
+    return fields | {"affix": ",".join(str(Path(file).absolute()) for file in files)}
+
+
+def check_encoding(*texts: str) -> None:
+    """Refuse bytes that are no text: the shell hands them over as unpaired surrogates."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"expected the prompt in UTF-8, got bytes that are not, at character "
+                f"{error.start}: {text!r}; check the terminal's encoding"
+            ) from None
+
+
+def prompts_in(path: Path) -> list[str]:
+    """The prompts of a text file: one a line, empty lines left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise InvalidInput(f"cannot read the prompts in {path}: {reason}") from None
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise InvalidInput(f"expected a prompt a line in {path}, found none")
+    return found
