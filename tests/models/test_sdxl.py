@@ -262,6 +262,7 @@ def test_the_guidance_scale_as_an_input(xl_too: bool) -> None:
         model = load_model(fake_sdxl_pipeline(time_cond_proj_dim=8), scheduler="lcm")
     else:
         model = load_model(fake_lcm_pipeline())
+        assert model.defaults == SamplerSettings(4, 8.5, 0.0, 16, 16, "lcm")
     assert model.guidance_input
     settings = SamplerSettings(4, 6.0, 0.0, 16, 16, "lcm")
     path = Trajectory(model, settings)

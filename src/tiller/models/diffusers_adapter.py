@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
@@ -55,8 +56,6 @@ class LatentDiffusion(FrozenModel):
 
     suffixes: ClassVar[tuple[str, ...]]
     """Of the names of the pipeline's tokenizers and text encoders."""
-    call_defaults: ClassVar[Mapping[str, Any]]
-    """The steps and the guidance of the pipeline's own `__call__`."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class LatentDiffusion(FrozenModel):
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         own: dict[str, Any] = {
-            **self.call_defaults,
+            **_call_defaults(pipeline),
             "height": height * self.latent_scale,
             "width": width * self.latent_scale,
             "scheduler": name_of(self.scheduler),
@@ -271,6 +270,12 @@ class LatentDiffusion(FrozenModel):
             nothing = 0 * weights.flat.sum().to(self.dtype)
             values = [value + nothing for value in values]
         return list(zip(*values, strict=True))
+
+
+def _call_defaults(pipeline: Any) -> dict[str, Any]:
+    """The steps and the guidance that the pipeline's own `__call__` takes without being told."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    return {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")}
 
 
 def _readers(pipeline: Any, suffixes: Sequence[str]) -> tuple[TextEncoder, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ class StableDiffusionXL(LatentDiffusion):
     """
 
     suffixes = ("", "_2")
-    call_defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 50, "guidance_scale": 5.0}
 
     def __init__(self, pipeline: Any, **options: Any) -> None:
         super().__init__(pipeline, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -16,7 +16,6 @@ class StableDiffusion(LatentDiffusion):
     """A `diffusers.StableDiffusionPipeline` with its weights frozen; see `LatentDiffusion`."""
 
     suffixes = ("",)
-    call_defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 50, "guidance_scale": 7.5}
 
     def denoise(
         self,
