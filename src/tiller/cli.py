@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tiller import __version__
-from tiller.commands import affix, lists, look, steering
+from tiller.commands import affix, concept, lists, look, steering
 from tiller.session import INPUT, Session
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ for command in (
 
 
 app.add_typer(affix.app)
+app.add_typer(concept.app)
 
 
 _USAGE: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which typer may carry inside

@@ -47,6 +47,13 @@ Affix = Annotated[
         "to it.",
     ),
 ]
+Concepts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[=TOKEN]",
+        help="A learned word that the prompt names (`tiller concept learn`); repeatable.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="The folder that gets the run's folder.")]
 
 
@@ -61,6 +68,7 @@ class Options:
     budget: Limits = None
     settings: Settings = None
     affix: Affix = None
+    concept: Concepts = None
     out: Out = Path("runs")
     as_json: AsJson = False
     quiet: Quiet = False
@@ -73,6 +81,14 @@ class Options:
             InvalidInput: a text of `--set` or `--affix` cannot be used.
         """
         return with_affixes(field_values(self.settings or []), self.affix or [])
+
+    def load(self) -> Any:
+        """What `tiller.api.steer` takes as its model: its name, or it loaded with its concepts."""
+        if not self.concept:
+            return self.model
+        from tiller.models import load_model
+
+        return load_model(self.model, concepts=self.concept)
 
     def arguments(self, *prompts: str) -> dict[str, Any]:
         """Keyword arguments of `tiller.api.steer`, the method's fields included.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from tiller.api import Progress, Result
     from tiller.driver import Run
 
+
+LEARNED = {"affix": "tiller.commands.affix", "concept": "tiller.commands.concept"}
+"""Kinds of runs that steer no picture, and what continues them (`resume_into`)."""
 
 Method = Annotated[
     str, typer.Option(help="A name of `tiller methods`, or auto: by what the reward allows.")
@@ -67,7 +71,7 @@ def _steer(prompt: str, options: Options, method: str, seed: int, dry_run: bool)
 
             no_loading_bars()
             _check_fields(options.fields, everything)
-            return planned(options.model, prompt, method=method, seed=seed, **arguments)
+            return planned(options.load(), prompt, method=method, seed=seed, **arguments)
 
         if dry_run:
             from tiller.commands import planning
@@ -109,7 +113,7 @@ def batch(
             no_loading_bars()
             _check_fields(options.fields, steer_many)
             results = steer_many(
-                options.model,
+                options.load(),
                 wanted,
                 seeds=range(seeds),
                 method=method,
@@ -135,10 +139,8 @@ def resume(
     quiet_libraries()
     with session(as_json) as now:
         folder = now.run_dir = run_folder(run, now)
-        if _kind(folder) == "affix":
-            from tiller.commands.affix import resume_into
-
-            resume_into(now, folder, budget, quiet)
+        if (kind := _kind(folder)) in LEARNED:
+            import_module(LEARNED[kind]).resume_into(now, folder, budget, quiet)
             return
 
         def go(on_step: Callable[[Progress], None]) -> Result:

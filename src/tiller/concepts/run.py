@@ -28,13 +28,14 @@ from tiller.learning import INTERRUPTED, Learned, learn
 from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
 from tiller.models.concepts import Concept
+from tiller.runs.concept_report import CONCEPT
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.journal import Entry
 from tiller.runs.state_file import unshared
 from tiller.runs.store import RunStore
 from tiller.spaces.concept import ConceptSpace
 
-KIND = "concept"  # of a run, in its spec
+KIND = CONCEPT  # of a run, in its spec
 SPACE = "space.safetensors"
 PREVIEWS, FINALS = 2, 4  # pictures of a sample drawing, and of the last one
 
@@ -232,7 +233,7 @@ class ConceptRun:
         """Write the vectors of z [1, k, d] for other programs."""
         vectors = tuple(v[0].float().cpu() for v in self.material.space.decode(z))
         about = {
-            "model": str(self.spec["model"]),
+            "model": str(self.spec["model"] or ""),
             "method": str(self.spec["method"]["name"]),
             "subject": str(self.spec["subject"]),
             "round": str(round_),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tiller.core.errors import InvalidInput
 from tiller.runs.charts import SERIES, Curve, Panel, charts
+from tiller.runs.concept_report import CONCEPT, concept_page
 from tiller.runs.files import write_atomically
 from tiller.runs.record import Record, read_run, weighted
 from tiller.runs.templating import rendered, shortened
@@ -48,6 +49,8 @@ def write_report(
 
 
 def _report(record: Record) -> str:
+    if record.spec.get("kind") == CONCEPT:
+        return concept_page(record)
     panels, legend = _panels(record)
     return rendered(
         "report.html.j2",

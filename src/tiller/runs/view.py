@@ -110,11 +110,11 @@ def view(record: Record) -> RunView:
         strips=_strips(record),
         scores=_scores(record),
         frames=_frames(record),
-        stopped=_stopped(record),
+        stopped=ending(record),
         ended=_ended(record),
         advice=advice(record),
         error=record.error,
-        costs=_costs(cost),
+        costs=costs_of(cost),
         model_calls=f"{cost.get('forwards', 0) + cost.get('backwards', 0):,}",
         time=duration(float(cost.get("seconds", 0))),
         command=_command(record),
@@ -162,7 +162,7 @@ def _score(name: str, record: Record, before: float | None, after: float | None)
 
 def _frames(record: Record) -> list[FrameView]:
     """The unsteered picture, then the best so far as it changed."""
-    found = _spread(record.frames(), FRAMES - 1)
+    found = spread(record.frames(), FRAMES - 1)
     if not found:
         return []
     sign = -1 if record.lowers else 1
@@ -182,14 +182,15 @@ def _strips(record: Record) -> list[StripView]:
     return strips([(title, record.path / "images" / f"{name}.png") for title, name in found])
 
 
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
+def spread(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of `items`, evenly chosen, the first and the last among them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _stopped(record: Record) -> str:
+def ending(record: Record) -> str:
+    """Why a run ended, as a heading says it."""
     if record.error is not None:
         return "It stopped with an error"
     stopped = record.stopped
@@ -215,7 +216,8 @@ def _ended(record: Record) -> str:
     return (record.stopped or "not finished").removeprefix("budget: ")
 
 
-def _costs(cost: dict[str, Any]) -> list[tuple[str, str]]:
+def costs_of(cost: dict[str, Any]) -> list[tuple[str, str]]:
+    """A cost's names and numbers, for people; what was not used is left out."""
     calls = cost.get("forwards", 0) + cost.get("backwards", 0)
     shown = [
         ("Time", duration(float(cost.get("seconds", 0)))),

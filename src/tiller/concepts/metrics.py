@@ -1,0 +1,213 @@
+"""How well a concept was learned: does it come back, and can it be put elsewhere?
+
+Source: Fei et al. 2023, "Gradient-free textual inversion", section 4.3; after Gal et al. 2022.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tiller.concepts import templates
+from tiller.concepts.drawing import sample, told_by, vocabulary
+from tiller.concepts.vocabulary import is_emoji
+from tiller.core.errors import InvalidInput, TillerError
+from tiller.models.base import FrozenModel
+from tiller.models.concepts import Concept
+from tiller.models.pieces import Piece
+from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
+
+BATCH = 16  # pictures drawn at once
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one CLIP says.
+
+    Attributes:
+        reconstruction: mean cosine of each drawn picture of the plainest sentence with each given
+            picture.
+        editability: mean over the edits of the cosine between the mean drawn picture's embedding
+            and the prompt without the token.
+        edits: the latter for each prompt.
+    """
+
+    reconstruction: float
+    editability: float
+    edits: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the bundled model's judge says; shares of the drawn pictures.
+
+    Attributes:
+        same_subject: in which it sees what it sees in most of the given pictures; None of styles,
+            whose pictures show different things.
+        same_colour: likewise the colour.
+        edited: of the edits, in which it sees what the prompt asks for beside the token.
+    """
+
+    same_subject: float | None
+    same_colour: float | None
+    edited: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One concept, or one word, measured.
+
+    Attributes:
+        token: the concept's token, or the word.
+        images: pictures drawn of each prompt.
+        clips: what each CLIP says, by its name; the first decides.
+        judge: what the judge says, of the bundled model.
+    """
+
+    token: str
+    images: int
+    clips: dict[str, Seen]
+    judge: Judged | None
+
+    @property
+    def reconstruction(self) -> float:
+        """The first CLIP's."""
+        return next(iter(self.clips.values())).reconstruction
+
+    @property
+    def editability(self) -> float:
+        """The first CLIP's."""
+        return next(iter(self.clips.values())).editability
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            **asdict(self),
+            "reconstruction": self.reconstruction,
+            "editability": self.editability,
+        }
+
+
+def evaluate(
+    model: FrozenModel,
+    concept: Concept | str,
+    pictures: Tensor,
+    *,
+    subject: str = "object",
+    images: int = 64,
+    seed: int = 0,
+    clips: Sequence[str] | None = None,
+    on_prompt: Callable[[str], None] | None = None,
+) -> Measured:
+    """Draw the concept plainly and in other surroundings, and compare with the given pictures.
+
+        reconstruction = mean_ij <c(drawn_i), c(given_j)>
+        editability    = mean_p <normalized mean_i c(drawn_pi), c(p without the token)>
+
+    Args:
+        model: the frozen model.
+        concept: a learned word, or any words, to compare with.
+        pictures: [N, 3, H, W] in [0, 1], what it was learned from.
+        subject: object or style.
+        images: pictures of each prompt (the paper: 64); seeds from `seed` on, the same for all.
+        seed: of the noises; one that the search has not drawn with.
+        clips: the CLIPs that compare, the first decides. By default the bundled ones for the
+            bundled model: the held-out first, since the other chose where the search began.
+        on_prompt: called before each prompt is drawn.
+
+    Raises:
+        InvalidInput: no CLIP is known for this model, or a number that cannot be.
+    """
+    if images < 1:
+        raise InvalidInput(f"expected at least one picture of each prompt, got {images=}")
+    emoji = is_emoji(model)
+    sources = list(clips or ((EMOJI_HELD_OUT, EMOJI) if emoji else ()))
+    if not sources:
+        raise InvalidInput(
+            "expected a CLIP to compare with, got none; name one, such as "
+            "--clip openai/clip-vit-base-patch32"
+        )
+    named, read = _reader(model, concept)
+    seeds = range(seed, seed + images)
+
+    def drawn(template: str) -> Tensor:
+        text = read(template)
+        if on_prompt is not None:
+            on_prompt(templates.filled(template, named))
+        return sample(model, told_by(model, text), seeds, at_once=BATCH)
+
+    plain = drawn(templates.training(subject, emoji=emoji)[0])
+    edits = templates.edits(subject, emoji=emoji)
+    edited = [drawn(template) for template, _ in edits]
+    said = [rest for _, rest in edits]
+    return Measured(
+        token=named,
+        images=images,
+        clips={source: _seen(source, pictures, plain, edited, said) for source in sources},
+        judge=_judged(pictures, plain, edited, said, subject) if emoji else None,
+    )
+
+
+def _reader(model: FrozenModel, concept: Concept | str) -> tuple[str, Callable[[str], list[Piece]]]:
+    """What stands for it, and how a template about it is read."""
+    if isinstance(concept, Concept):
+        token, known = concept.token, vocabulary(model, [concept])
+        return token, lambda template: known.read(templates.filled(template, token))
+    if not concept.strip():
+        raise InvalidInput(f"expected a word to compare with, got {concept!r}")
+    return concept, lambda template: [templates.filled(template, concept)]
+
+
+@torch.no_grad()
+def _seen(
+    source: str, given: Tensor, plain: Tensor, edited: Sequence[Tensor], said: Sequence[str]
+) -> Seen:
+    tower = tower_for(source, plain)
+    own, wanted = tower.embed_images(plain), tower.embed_images(given.to(plain))
+    words = tower.embed_texts(list(said))
+    found = {}
+    for rest, pictures, word in zip(said, edited, words, strict=True):
+        middle = F.normalize(tower.embed_images(pictures).mean(0), dim=-1)
+        found[rest] = float(middle @ word)
+    return Seen(float((own @ wanted.T).mean()), sum(found.values()) / len(found), found)
+
+
+def _judged(
+    given: Tensor, plain: Tensor, edited: Sequence[Tensor], said: Sequence[str], subject: str
+) -> Judged:
+    """The judge's verdicts; it knows 32 subjects and calls everything else by the nearest."""
+    from tiller.models.bundled.loaders import load_judge
+
+    judge = load_judge()
+    shares = []
+    for rest, pictures in zip(said, edited, strict=True):
+        right = [_shows(verdict, rest) for verdict in judge.verdict(pictures)]
+        shares.append(sum(right) / len(right))
+    same: list[float | None] = [None, None]
+    if subject == "object":
+        first = [verdict.spec.subjects[0] for verdict in judge.verdict(given)]
+        ours = [verdict.spec.subjects[0] for verdict in judge.verdict(plain)]
+        for place in (0, 1):
+            seen = [one[place] for one in first]
+            wanted = max(sorted(set(seen), key=str), key=seen.count)
+            same[place] = sum(one[place] == wanted for one in ours) / len(ours)
+    return Judged(same[0], same[1], sum(shares) / len(shares))
+
+
+def _shows(verdict: Any, rest: str) -> bool:
+    """Whether a picture shows what the rest of its prompt names: a background, or a thing."""
+    from tiller.models.bundled.captions import parse
+
+    if (ground := re.search(r"(\w+) background", rest)) is not None:
+        return bool(verdict.spec.background == ground[1])
+    try:
+        ((thing, colour),) = parse(rest).subjects
+    except TillerError:
+        return False
+    return any(s == thing and (colour is None or c == colour) for s, c in verdict.spec.subjects)
