@@ -64,7 +64,7 @@ def test_zeros_are_the_users_own_words_and_rows_are_a_candidates_noises() -> Non
     assert negative is not None
     assert expected.negative_prompt_embeds is not None
     assert torch.equal(negative, expected.negative_prompt_embeds)
-    assert "together 18 prompts" in space.describe()
+    assert "together 27 prompts" in space.describe()
     assert "scarlet (wordnet-synonym)" in space.describe()
 
 
