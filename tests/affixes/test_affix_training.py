@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,9 @@ from tiller.runs.store import RunStore
 from tiller.spaces.affixes import Affixes
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import save_fake_pipeline
+
+# Python 3.12 warns that forking is unsafe with threads; these children use none of them.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 PROMPTS = ["a red cat", "a dog", "an owl", "a blue dog", "a pig"]
 UNSEEN = ["a fox", "a green hen"]
@@ -159,6 +166,30 @@ def test_a_training_that_crashes_goes_on_bit_by_bit(model: FrozenModel, tmp_path
     again = resume_training(folder, model=model)
     assert again.stopped == straight.stopped == "budget: steps=6"
     assert again.unseen == straight.unseen
+
+
+def test_a_training_that_is_killed_goes_on_bit_by_bit(model: FrozenModel, tmp_path: Path) -> None:
+    plan = replace(PLAN, epochs=4, unseen=())
+    straight = train(model, plan, tmp_path / "a.safetensors", out=tmp_path / "a")
+
+    def child() -> None:
+        train(model, plan, tmp_path / "b.safetensors", out=tmp_path / "b")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    while not list((tmp_path / "b").glob("*/state.safetensors")):
+        assert process.is_alive(), "it ended before it could be killed"
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (folder,) = (path.parent for path in (tmp_path / "b").glob("*/run.json"))
+    steps = [line for line in RunStore.open(folder).entries() if line["kind"] == "step"]
+    assert 0 < len(steps) < 12, "the kill must hit a run under way"
+    resumed = resume_training(folder, model=model)
+    assert torch.equal(resumed.affix.prefix, straight.affix.prefix)
+    a, b = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
+    assert a == b
 
 
 def test_training_raises_the_reward_of_prompts_that_it_never_saw(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -41,7 +42,10 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
     from safetensors.torch import save
 
     pairs = zip(TENSORS, (affix.prefix, affix.suffix), strict=True)
-    tensors = {name: tokens[0].detach().cpu().float().contiguous() for name, tokens in pairs}
+    tensors = {
+        name: tokens[0].detach().cpu().float().clone(memory_format=torch.contiguous_format)
+        for name, tokens in pairs
+    }
     own = {
         "kind": "affix",
         "format": FORMAT,
