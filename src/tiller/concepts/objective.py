@@ -212,8 +212,8 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
             prediction = _differentiable(predict, noisy, inputs, recompute)
         else:
             prediction = predict(noisy, *inputs)
-        error = (prediction - trials.target[trial]).flatten(1).float()
-        return error.square().mean(dim=1)
+        error = (prediction - trials.target[trial]).flatten(1)
+        return error.to(torch.promote_types(error.dtype, torch.float32)).square().mean(dim=1)
 
 
 def _differentiable(
