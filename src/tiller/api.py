@@ -13,6 +13,7 @@ from tiller.core.budget import Budget, Cost
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.driver import Picture, Run, drive, picture_of
 from tiller.driver import Progress as Progress
+from tiller.methods._affix_files import affix_digests
 from tiller.methods._catalog import make_method
 from tiller.methods.base import Method
 from tiller.models.base import FrozenModel
@@ -266,6 +267,8 @@ def _planned(
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
         "versions": versions(),
     }
+    if chosen.affix:
+        common["affixes"] = affix_digests(chosen.affix)
     reported = make_reward(watched)
     runs = [
         Run.of({**common, "prompt": prompt, "seed": seed}, loaded, chosen, optimized, reported)
@@ -328,6 +331,11 @@ def _check_same(store: RunStore, model: FrozenModel, method: Method) -> None:
         raise RunError(
             f"{store.path} was drawn with other weights than {model.name} has now; install the "
             f"version that drew it ({spec['versions']}), or start a new run"
+        )
+    if affix_digests(method.affix) != spec.get("affixes", []):
+        raise RunError(
+            f"{store.path} was drawn within other affixes than {method.affix} holds now; put the "
+            "files back, or start a new run"
         )
     if versions() != spec["versions"]:
         warnings.warn(

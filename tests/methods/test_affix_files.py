@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tiller.core.errors import InvalidInput
+import tiller
+from tiller.core.errors import InvalidInput, RunError
 from tiller.core.rng import Stream
 from tiller.methods._affix_files import (
     affix_digests,
@@ -145,3 +146,17 @@ def test_paths_may_hold_colons_and_weights_must_be_positive() -> None:
     for text in ("a:0", "a:-1", "a:inf"):
         with pytest.raises(InvalidInput, match="weight must be positive"):
             parse_affixes(text)
+
+
+def test_a_run_goes_on_within_the_same_tokens_only(
+    model: FrozenModel, affix: Affix, file: Path, tmp_path: Path
+) -> None:
+    settings = {"reward": "brightness", "held_out": "darkness", "num_inference_steps": 2}
+    result = tiller.steer(
+        model, "cat", method="dno", budget="steps=1", affix=str(file), out=tmp_path, **settings
+    )
+    more = tiller.resume(result.run_dir, model=model, budget="steps=2")
+    assert more.cost.steps == 2
+    file.write_bytes(encode_affix(affix.times(2.0), model, {}))
+    with pytest.raises(RunError, match="within other affixes than"):
+        tiller.resume(result.run_dir, model=model, budget="steps=3")
