@@ -1,0 +1,74 @@
+"""Prompts that mean the same and draw worse (table 1a).
+
+    python benchmarks/dpo_diff/attack.py [--prompts 60] [--images 48] [--noises 3] [--solvers auto]
+        [--json]
+
+For each prompt that the model draws well, `tiller attack` with a budget of `--images` pictures and
+the similarity to the user's prompt kept at .9. The found prompt is drawn again from the search's
+own noises and from `--unseen` others. `--solvers random` adds a control that learns nothing.
+Cost: a prompt takes (images + 2 unseen + 2 noises) pictures and a gradient ascent that is worth
+about ten times the noises, a picture .3 to .4 s of one core: 48 images make half a minute.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiller.tasks.statistics import estimated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import report, save, verdict
+from measured import (
+    REWARD,
+    Lab,
+    draw_examples,
+    listing,
+    options_of,
+    over_prompts,
+    summary,
+)
+
+AIM = 0.95  # of the prompts are worse on the search's own noises
+
+
+def main() -> None:
+    parser = options_of(__doc__, __file__, "attack")
+    parser.add_argument("--solvers", nargs="+", default=["auto"], help="of the attack")
+    options = parser.parse_args()
+    lab = Lab(options, "attack")
+    raw = lab.raw()
+    table: dict[str, Any] = {"user's prompt": summary(raw, raw, sign=-1)}
+    found = {}
+    for solver in options.solvers:
+        name = "attack" if solver == "auto" else f"attack, {solver}"
+        results = lab.searches("attack", budget=f"images={options.images}", solver=solver)
+        found[name] = lab.outcomes(results)
+        table[name] = summary(found[name], raw, sign=-1)
+        kept = [one.similarity for one in found[name] if one.similarity is not None]
+        same = [float(one.words == (one.prompt, "")) for one in found[name]]
+        table[name]["similarity"] = estimated(kept)
+        table[name]["least similarity"] = estimated(kept, min)
+        table[name]["nothing worse found"] = over_prompts(found[name], same)
+    first = next(iter(found))
+    row = table[first]
+    unseen = row[f"unseen change of {REWARD}"]
+    lower = verdict(negated(unseen))
+    claim = (
+        f"The paper's claim that prompts of the same meaning break the picture {lower}: "
+        f"{REWARD} changes by {unseen} on noises that the search did not see, by {row['change']} "
+        f"on its own, where {row['right way'].value:.0%} of the prompts are worse (aim {AIM:.0%}); "
+        f"the least similarity is {row['least similarity'].value:.3f}."
+    )
+    save(options, "attack", lambda figure: draw_examples(figure, found[first]), figsize=(9, 2.8))
+    report(options, table, claim, prompts=listing(found[first], raw))
+
+
+def negated(found: Any) -> Any:
+    """A difference seen from the other side."""
+    return type(found)(-found.value, -found.high, -found.low, found.runs)
+
+
+if __name__ == "__main__":
+    main()

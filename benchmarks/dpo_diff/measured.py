@@ -1,0 +1,367 @@
+"""What the DPO-Diff benchmarks share: hard prompts, searches, and what any words are worth.
+
+A search is judged by texts alone. Whatever found them, they are drawn anew from numbered noises,
+those that all searches share and others that none saw, and every reward and the judge look at each
+picture. Pictures' scores are kept in `--out`, so nothing is drawn twice, by whichever script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from grid import arguments
+
+import tiller
+from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.rng import Stream
+from tiller.methods._catalog import make_method
+from tiller.methods.base import Method
+from tiller.models import Trajectory
+from tiller.models.base import FrozenModel
+from tiller.models.bundled.loaders import load_judge
+from tiller.rewards import make_reward
+from tiller.runs.record import read_run
+from tiller.spaces.noise import Noise
+from tiller.tasks.statistics import Estimated, estimated
+
+REWARD = "spherical_clip"
+HELD_OUT = "clip_heldout"
+REWARDS = [REWARD, HELD_OUT, "clip"]
+HARD = Path(__file__).with_name("hard.json")
+SAMPLER = ("num_inference_steps", "guidance_scale", "scheduler")
+EQUAL = 1e-6  # two scores that differ by less are the same words' up to rounding
+
+Words = tuple[str, str]
+"""A prompt and a negative prompt."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One picture: every reward's score, and whether the judge sees all that the user asked for."""
+
+    scores: dict[str, float]
+    faithful: bool
+
+    def value(self, name: str) -> float:
+        """A reward's score, or the judge's verdict as a number."""
+        return float(self.faithful) if name == "faithful" else self.scores[name]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture to look at: the user's prompt, the words that draw it, and its noise.
+
+    The noise is that of candidate `index` in a run with this seed.
+    """
+
+    prompt: str
+    words: Words
+    seed: int
+    index: int
+
+
+class Gallery:
+    """Draws what is asked for, in batches, and remembers what it was worth.
+
+    Args:
+        model: draws.
+        method: whose sampler settings are used.
+        folder: keeps `pictures.jsonl`, a line a picture.
+        batch: pictures drawn at once.
+    """
+
+    def __init__(
+        self, model: FrozenModel, method: Method, folder: Path, *, batch: int = 32
+    ) -> None:
+        self.model = model
+        self.path = Trajectory(model, method.sampler(model))
+        self.rewards = make_reward(REWARDS)
+        self.judge = load_judge()
+        self.batch = batch
+        self.drawn = 0
+        self._file = folder / "pictures.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = json.dumps(asdict(self.path.settings), sort_keys=True)
+        self._about = f"{model.fingerprint()} {settings}"
+        self._known = dict(self._read())
+
+    @property
+    def calls_per_picture(self) -> int:
+        """Denoiser forwards of one picture."""
+        return self.path.num_steps * (2 if self.path.settings.guided else 1)
+
+    def look(self, asked: Sequence[Asked]) -> list[Seen]:
+        """What each picture is worth, in the order asked."""
+        new = [one for one in dict.fromkeys(asked) if self._key(one) not in self._known]
+        for first in range(0, len(new), self.batch):
+            some = new[first : first + self.batch]
+            with self._file.open("a", encoding="utf-8") as file:
+                for one, seen in zip(some, self._draw(some), strict=True):
+                    self._known[self._key(one)] = seen
+                    file.write(json.dumps({"key": self._key(one), **asdict(seen)}) + "\n")
+            self.drawn += len(some)
+        return [self._known[self._key(one)] for one in asked]
+
+    def of(self, prompt: str, words: Words, noises: range, seed: int = 0) -> list[Seen]:
+        """The pictures of some words from several noises."""
+        return self.look([Asked(prompt, words, seed, index) for index in noises])
+
+    @torch.no_grad()
+    def _draw(self, asked: Sequence[Asked]) -> list[Seen]:
+        words = [one.words for one in asked]
+        with warnings.catch_warnings():  # that words are cut; the run that found them has said it
+            warnings.simplefilter("ignore", UserWarning)
+            told = self.model.encode([p for p, _ in words], [n for _, n in words])
+        space = Noise(self.path.noise_shape, told)
+        noise = torch.cat([space.sample(1, Stream(one.seed, position=one.index)) for one in asked])
+        pictures = self.model.decode(self.path.run(noise, told)).float().cpu()
+        prompts = [one.prompt for one in asked]
+        scores = {k: v.tolist() for k, v in self.rewards.parts_scores(pictures, prompts).items()}
+        right = self.judge.faithful(pictures, prompts)
+        return [Seen({k: v[i] for k, v in scores.items()}, right[i]) for i in range(len(asked))]
+
+    def _key(self, one: Asked) -> str:
+        return json.dumps([self._about, one.prompt, *one.words, one.seed, one.index])
+
+    def _read(self) -> list[tuple[str, Seen]]:
+        lines = self._file.read_text(encoding="utf-8").split("\n") if self._file.exists() else []
+        whole = [json.loads(line) for line in lines[:-1]]  # an interrupted line has no end
+        if lines and lines[-1]:
+            self._file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+        return [(one["key"], Seen(one["scores"], one["faithful"])) for one in whole]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method made of one prompt: the pictures of its words.
+
+    Attributes:
+        prompt, seed: the user's prompt, and the run's seed.
+        words: what was found.
+        own: the pictures from the noises that the search used.
+        unseen: those from noises that it did not see; none where words were not changed.
+        calls: forwards plus backwards that finding it took.
+        seconds: of the search.
+        similarity: of the found prompt with the user's, where it was limited.
+        folder: of the run.
+    """
+
+    prompt: str
+    seed: int
+    words: Words
+    own: list[Seen]
+    unseen: list[Seen]
+    calls: int = 0
+    seconds: float = 0.0
+    similarity: float | None = None
+    folder: str = ""
+
+
+class Lab:
+    """One script's prompts, model and gallery, made from its options."""
+
+    def __init__(self, options: argparse.Namespace, method: str) -> None:
+        self.options = options
+        self.settings = dict(part.split("=", 1) for part in options.set or ())
+        self.model = tiller.load_model(options.model)
+        _, plain = make_method(method, self.settings)
+        self.noises = {} if plain.repeats == options.noises else {"seeds": options.noises}
+        _, chosen = make_method(method, {**self.settings, **self.noises})
+        self.gallery = Gallery(self.model, chosen, options.out, batch=options.batch)
+        self.own = range(options.noises)
+        self.unseen = range(options.noises, options.noises + options.unseen)
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """Every prompt with every seed."""
+        seeds = range(self.options.seeds)
+        return [(prompt, seed) for prompt in self.prompts for seed in seeds]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The first of the hard prompts of this script's task."""
+        prompts = hard_prompts(self.options.hard, self.options.task)
+        if len(prompts) < self.options.prompts:
+            raise InvalidInput(
+                f"expected {self.options.prompts} prompts for {self.options.task!r} in "
+                f"{self.options.hard}, got {len(prompts)}; choose more with hard.py"
+            )
+        return prompts[: self.options.prompts]
+
+    def runs(
+        self, method: str, *, budget: str, reward: str = REWARD, **settings: Any
+    ) -> list[tiller.Result]:
+        """A run for each prompt and seed, some at once; finished ones are read back."""
+        found: list[tiller.Result] = []
+        each = max(1, self.options.at_once // self.options.seeds)
+        for first in range(0, len(self.prompts), each):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TillerNotice)  # in the journal
+                found += tiller.steer_many(
+                    self.model,
+                    self.prompts[first : first + each],
+                    seeds=range(self.options.seeds),
+                    method=method,
+                    reward=reward,
+                    held_out=[HELD_OUT],
+                    budget=budget,
+                    out=self.options.out,
+                    **settings,
+                )
+            print(f"{method}: {len(found)} of {len(self.keys)} runs", file=sys.stderr, flush=True)
+        return found
+
+    def searches(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
+        """The same for a search of words, with this script's noises and `--set`."""
+        own = {"unseen": 0, "batch": self.options.batch, **self.noises}
+        return self.runs(method, budget=budget, **{**self.settings, **own, **settings})
+
+    def raw(self) -> list[Outcome]:
+        """The user's own words."""
+        return [self.outcome(key, (key[0], "")) for key in self.keys]
+
+    def outcome(self, key: tuple[str, int], words: Words, **more: Any) -> Outcome:
+        """The pictures of some words for a prompt and seed."""
+        prompt, seed = key
+        own = self.gallery.of(prompt, words, self.own, seed)
+        unseen = self.gallery.of(prompt, words, self.unseen, seed)
+        return Outcome(prompt, seed, words, own, unseen, **more)
+
+    def outcomes(self, results: Sequence[tiller.Result]) -> list[Outcome]:
+        """The pictures of what runs have found."""
+        return [
+            self.outcome(
+                key,
+                (result.best_prompt, result.best_negative_prompt),
+                calls=result.cost.model_calls,
+                seconds=result.cost.seconds,
+                similarity=_similarity(result),
+                folder=str(result.run_dir),
+            )
+            for key, result in zip(self.keys, results, strict=True)
+        ]
+
+
+def options_of(about: str, script: str, task: str, **defaults: Any) -> argparse.ArgumentParser:
+    """The options of a script that searches words for the hard prompts of a task."""
+    own = {"prompts": 60, "seeds": 1, "images": 48, **defaults}
+    parser = arguments(about, script, prompts=own["prompts"], seeds=own["seeds"])
+    parser.add_argument("--images", type=int, default=own["images"], help="budget of one search")
+    parser.add_argument("--noises", type=int, default=3, help="that each prompt is drawn from")
+    parser.add_argument("--unseen", type=int, default=8, help="noises that no search sees")
+    parser.add_argument("--hard", type=Path, default=HARD, help="the chosen prompts")
+    parser.add_argument("--batch", type=int, default=32, help="pictures drawn at once")
+    parser.add_argument("--at-once", type=int, default=4, help="searches side by side")
+    parser.add_argument("--set", nargs="+", metavar="FIELD=VALUE", help="fields of the method")
+    parser.set_defaults(task=task)
+    return parser
+
+
+def hard_prompts(path: Path, task: str) -> list[str]:
+    """The prompts that `hard.py` has chosen for a task."""
+    if not path.exists():
+        raise InvalidInput(f"expected the chosen prompts in {path}, got no file; run hard.py first")
+    return [one["prompt"] for one in json.loads(path.read_text(encoding="utf-8"))[task]]
+
+
+def average(seen: Sequence[Seen], name: str) -> float:
+    """The mean over pictures of a reward, or the share that the judge finds faithful."""
+    return statistics.fmean(one.value(name) for one in seen)
+
+
+def over_prompts(outcomes: Sequence[Outcome], values: Sequence[float]) -> Estimated:
+    """The mean of one value a run; its interval is over prompts."""
+    return estimated(values, groups=[one.prompt for one in outcomes])
+
+
+def change(
+    mine: Sequence[Outcome], others: Sequence[Outcome], which: str, name: str = REWARD
+) -> Estimated:
+    """By how much mine are better than others, run by run; `which` is "own" or "unseen"."""
+    return over_prompts(mine, differences(mine, others, which, name))
+
+
+def differences(
+    mine: Sequence[Outcome], others: Sequence[Outcome], which: str, name: str = REWARD
+) -> list[float]:
+    """The same before the mean."""
+    pairs = zip(mine, others, strict=True)
+    return [average(getattr(a, which), name) - average(getattr(b, which), name) for a, b in pairs]
+
+
+def summary(
+    outcomes: Sequence[Outcome], raw: Sequence[Outcome], *, sign: int = 1
+) -> dict[str, Estimated]:
+    """A line of a table; `sign` is -1 where a lower reward is what is searched for."""
+
+    def mean(value: Callable[[Outcome], float]) -> Estimated:
+        return over_prompts(outcomes, [value(one) for one in outcomes])
+
+    names = (REWARD, HELD_OUT, "faithful")
+    row = {name: mean(lambda one, n=name: average(one.own, n)) for name in names}
+    moved = [sign * one for one in differences(outcomes, raw, "own")]
+    row["change"] = change(outcomes, raw, "own")
+    row["right way"] = over_prompts(outcomes, [float(one > EQUAL) for one in moved])
+    row["wrong way"] = over_prompts(outcomes, [float(one < -EQUAL) for one in moved])
+    if all(one.unseen for one in outcomes):
+        for name in names:
+            row[f"unseen {name}"] = mean(lambda one, n=name: average(one.unseen, n))
+            row[f"unseen change of {name}"] = change(outcomes, raw, "unseen", name)
+    row["calls"] = mean(lambda one: one.calls)
+    row["seconds"] = mean(lambda one: one.seconds)
+    return row
+
+
+def listing(outcomes: Sequence[Outcome], raw: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What was found for each prompt, for reading."""
+    own, unseen = (differences(outcomes, raw, which) for which in ("own", "unseen"))
+    return [
+        {
+            "prompt": one.prompt,
+            "seed": one.seed,
+            "words": list(one.words),
+            "change": own[i],
+            "unseen_change": unseen[i],
+            "similarity": one.similarity,
+            "run": one.folder,
+        }
+        for i, one in enumerate(outcomes)
+    ]
+
+
+def draw_examples(figure: Any, outcomes: Sequence[Outcome], count: int = 4) -> None:
+    """The first prompts' pictures: above of the user's words, below of those that were found."""
+    from PIL import Image
+
+    shown = [one for one in outcomes if one.folder][:count]
+    axes = figure.subplots(2, len(shown), squeeze=False)
+    for column, one in zip(axes.T, shown, strict=True):
+        said, avoided = one.words
+        new = [said] if said != one.prompt or not avoided else []
+        texts = (one.prompt, ", ".join([*new, *([f"not: {avoided}"] if avoided else [])]))
+        for axis, name, text in zip(column, ("baseline", "best"), texts, strict=True):
+            images = Path(one.folder) / "images"
+            several = images / f"{name}-seeds.png"
+            path = several if several.exists() else images / f"{name}.png"
+            axis.imshow(Image.open(path))
+            axis.set_title(textwrap.fill(text, 46), fontsize=6)
+            axis.set_axis_off()
+
+
+def _similarity(result: tiller.Result) -> float | None:
+    words = result.best_prompt, result.best_negative_prompt
+    for step in read_run(result.run_dir).steps:
+        for one in step.get("candidates", ()):
+            if (one["prompt"], one["negative_prompt"]) == words and "similarity" in one:
+                return float(one["similarity"])
+    return None

@@ -1,0 +1,213 @@
+"""Four solvers by their cost: random, EPO, GPO, GPO + ES (figure 3).
+
+    python benchmarks/dpo_diff/solvers.py [--prompts 30] [--seeds 4] [--images 384] [--noises 3]
+        [--json]
+
+The best score so far, less that of the user's words, at budgets of 8, 16, ... evaluations up to
+`--images` / `--noises` (128). An evaluation draws a prompt from all shared noises. The gradient
+steps are billed at what they cost: forwards and backwards over those of an evaluation; the paper
+bills a gradient step as one denoising step, and the columns "paper's count" leave the steps out
+altogether. Where the ascent would take more than half of a budget it has fewer steps, in a run of
+its own; larger budgets are read off the longest run.
+Cost: for each prompt and seed about 4.4 times `--images` pictures of .3 to .4 s of one core: ten
+minutes with 384 images, so 30 prompts x 4 seeds take twenty hours; a third of that with one noise.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiller
+from tiller.core.rng import Draw
+from tiller.methods._catalog import make_method
+from tiller.methods._soft_pictures import Shortcuts
+from tiller.runs.record import read_run
+from tiller.tasks.statistics import Estimated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from grid import report, save, verdict
+from measured import Lab, Outcome, options_of, over_prompts, summary
+
+SOLVERS = ("random", "epo", "gpo", "gpo+es")
+SMALLEST = 8
+SHARE = 0.5  # of a budget that the ascent may take
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What gradient steps cost, in denoiser calls.
+
+    Attributes:
+        steps: of the trajectory.
+        rows: noises times the branches of guidance.
+        settings: the method's fields t_first, t_end, k.
+    """
+
+    steps: int
+    rows: int
+    settings: dict[str, Any]
+
+    def calls(self, iterations: int) -> int:
+        """Forwards up to each shortcut's end, and backwards through its steps."""
+        plan = Shortcuts(iterations=iterations, **self.settings)
+        total = 0
+        for i in range(iterations):
+            gradient = plan.gradient(self.steps, Draw(0, i))
+            total += gradient.t + 2 * gradient.k
+        return total * self.rows
+
+    def affordable(self, calls: float, most: int) -> int:
+        """The largest number of steps, up to `most`, that costs no more than `calls`."""
+        return max((i for i in range(1, most + 1) if self.calls(i) <= calls), default=0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of a learning solver: its gradient steps, what they cost, and its evaluations."""
+
+    iterations: int
+    ascent: float  # in evaluations
+    evaluations: int
+
+
+def planned(lab: Lab, budget: int) -> Plan:
+    """The run for a budget of so many evaluations."""
+    _, method = make_method("dpo_diff", lab.settings)
+    fields = {name: getattr(method, name) for name in ("t_first", "t_end", "k")}
+    path = lab.gallery.path
+    rows = len(lab.own) * (2 if path.settings.guided else 1)
+    ascent = Ascent(path.num_steps, rows, fields)
+    one = lab.gallery.calls_per_picture * len(lab.own)
+    iterations = ascent.affordable(SHARE * budget * one, method.iterations)
+    spent = ascent.calls(iterations) / one
+    return Plan(iterations, spent, max(1, math.floor(budget - spent)))
+
+
+def gains(result: tiller.Result) -> list[float]:
+    """The best score after each evaluation, less that of the first, the user's own words."""
+    steps = read_run(result.run_dir).steps
+    scores = [one["score"] for step in steps for one in step.get("candidates", ())]
+    best = [max(scores[: k + 1]) for k in range(len(scores))]
+    return [score - scores[0] for score in best]
+
+
+def at(curve: Sequence[float], evaluations: int) -> float:
+    """The gain after so many evaluations; a space that was searched through has no more."""
+    return curve[min(evaluations, len(curve)) - 1]
+
+
+class Curves:
+    """The runs of all solvers and what they have gained at each budget."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.largest = lab.options.images // lab.options.noises
+        doublings = range(int(math.log2(max(1, self.largest / SMALLEST))) + 1)
+        self.budgets = [b for b in (SMALLEST * 2**i for i in doublings) if b <= self.largest]
+        self.longest: dict[str, list[tiller.Result]] = {}
+        self.gained: dict[str, dict[int, list[float]]] = {}
+        self.counted: dict[str, dict[int, list[float]]] = {}
+
+    def run(self, solver: str) -> None:
+        """Search with one solver at all budgets."""
+        learned = solver.startswith("gpo")
+        plans = {b: planned(self.lab, b) if learned else Plan(0, 0.0, b) for b in self.budgets}
+        full = plans[self.budgets[-1]]
+        curves: dict[int, list[list[float]]] = {}
+        for budget in reversed(self.budgets):
+            plan = plans[budget]
+            if plan.iterations == full.iterations and curves:
+                curves[budget] = curves[self.budgets[-1]]
+                continue
+            results = self._search(solver, plan)
+            curves[budget] = [gains(result) for result in results]
+            self.longest.setdefault(solver, results)
+        self.gained[solver] = {
+            b: [at(curve, plans[b].evaluations) for curve in curves[b]] for b in self.budgets
+        }
+        longest = curves[self.budgets[-1]]
+        self.counted[solver] = {b: [at(curve, b) for curve in longest] for b in self.budgets}
+
+    def _search(self, solver: str, plan: Plan) -> list[tiller.Result]:
+        learning = {"iterations": plan.iterations} if plan.iterations else {}
+        if solver.startswith("gpo") and not plan.iterations:
+            solver = {"gpo": "random", "gpo+es": "epo"}[solver]  # no step is affordable
+        return self.lab.searches(
+            "dpo_diff",
+            budget=f"images={plan.evaluations * len(self.lab.own)}",
+            solver=solver,
+            leave_one_out=0.0,
+            gradient_share=1.0,  # the plan has seen to it
+            **learning,
+        )
+
+
+def main() -> None:
+    parser = options_of(__doc__, __file__, "improve", prompts=30, seeds=4, images=384)
+    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=SOLVERS)
+    options = parser.parse_args()
+    lab = Lab(options, "dpo_diff")
+    curves = Curves(lab)
+    raw = lab.raw()
+    table: dict[str, Any] = {}
+    for solver in options.solvers:
+        curves.run(solver)
+        row = {f"{b}": over_prompts(raw, v) for b, v in curves.gained[solver].items()}
+        for b, values in curves.counted[solver].items():
+            row[f"{b}, paper's count"] = over_prompts(raw, values)
+        best = summary(lab.outcomes(curves.longest[solver]), raw)
+        table[solver] = row | {f"at the end: {key}": value for key, value in best.items()}
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for solver in options.solvers:
+            found = [table[solver][f"{b}"] for b in curves.budgets]
+            (line,) = axis.plot(curves.budgets, [one.value for one in found], "o-", label=solver)
+            low, high = ([getattr(one, end) for one in found] for end in ("low", "high"))
+            axis.fill_between(curves.budgets, low, high, alpha=0.12, color=line.get_color())
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(curves.budgets, [str(b) for b in curves.budgets])
+        axis.set_xlabel("evaluations, gradient steps billed as such")
+        axis.set_ylabel("gain over the user's words")
+        axis.legend()
+
+    save(options, "solvers", draw, figsize=(5, 3.2))
+    sentences, gaps = claims(curves, raw)
+    report(options, table | gaps, " ".join(sentences))
+
+
+def claims(curves: Curves, raw: Sequence[Outcome]) -> tuple[list[str], dict[str, Any]]:
+    """What the paper says of the figure, and the differences that decide it."""
+
+    def gap(mine: str, other: str, budget: int, counted: bool = False) -> Estimated:
+        found = curves.counted if counted else curves.gained
+        pairs = zip(found[mine][budget], found[other][budget], strict=True)
+        return over_prompts(raw, [a - b for a, b in pairs])
+
+    low, high = curves.budgets[0], curves.budgets[-1]
+    sentences: list[str] = []
+    gaps: dict[str, Any] = {}
+    if {"gpo", "epo"} <= curves.gained.keys():
+        first, counted = gap("gpo", "epo", low), gap("gpo", "epo", low, counted=True)
+        gaps[f"gpo less epo at {low}"] = {"gain": first, "gain, paper's count": counted}
+        sentences.append(
+            f"The paper's claim that GPO leads EPO at low budgets {verdict(first)}: {first} at "
+            f"{low} evaluations; with gradient steps free it {verdict(counted)}: {counted}."
+        )
+    for other in ("random", "epo", "gpo"):
+        if {"gpo+es", other} <= curves.gained.keys():
+            last = gap("gpo+es", other, high)
+            gaps[f"gpo+es less {other} at {high}"] = {"gain": last}
+            sentences.append(
+                f"That GPO + ES is better than {other} at {high} {verdict(last)}: {last}."
+            )
+    return sentences or ["The claims are about gpo, epo and gpo+es."], gaps
+
+
+if __name__ == "__main__":
+    main()
