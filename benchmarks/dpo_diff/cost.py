@@ -46,7 +46,7 @@ class Jobs:
 
     def __init__(self, lab: Lab, images: int) -> None:
         noises = len(lab.own)
-        _, method = make_method("dpo_diff", {**lab.settings, "seeds": noises, "space": "both"})
+        _, method = make_method("dpo_diff", {**lab.settings, "noises": noises, "space": "both"})
         task = Task(lab.model, PROMPT, "", make_reward(REWARD))
         self.lab, self.method = lab, method
         self.pictures = method.pictures(task)

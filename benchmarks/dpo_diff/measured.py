@@ -175,7 +175,7 @@ class Lab:
         self.settings = dict(part.split("=", 1) for part in options.set or ())
         self.model = tiller.load_model(options.model)
         _, plain = make_method(method, self.settings)
-        self.noises = {} if plain.repeats == options.noises else {"seeds": options.noises}
+        self.noises = {} if plain.repeats == options.noises else {"noises": options.noises}
         _, chosen = make_method(method, {**self.settings, **self.noises})
         self.gallery = Gallery(self.model, chosen, options.out, batch=options.batch)
         self.own = range(options.noises)

@@ -174,7 +174,7 @@ def test_solvers_are_compared_where_their_gradient_steps_are_paid_for(
 def test_an_ascent_costs_what_was_planned(measured: ModuleType, model: Path, folder: Path) -> None:
     solvers = importlib.import_module("solvers")
     loaded = tiller.load_model(str(model))
-    settings = {"num_inference_steps": 10, "iterations": 6, "seeds": 3, "k": 2}
+    settings = {"num_inference_steps": 10, "iterations": 6, "noises": 3, "k": 2}
     result = tiller.steer(
         loaded, "a red pig", method="dpo_diff", reward="spherical_clip", budget="images=30",
         out=folder, unseen=0, gradient_share=1.0, **settings,

@@ -13,7 +13,7 @@ from ended import Tiller
 
 from tiller.testing.fake_server import Answer, FakeServer, Script
 
-FIELDS = {"n": 2, "iterations": 2, "seeds": 1, "unseen": 0}
+FIELDS = {"n": 2, "iterations": 2, "noises": 1, "unseen": 0}
 REWRITE = ("--method", "llm_rewrite", *(f"--set={k}={v}" for k, v in FIELDS.items()), "--json")
 
 Serve = Callable[[Script], FakeServer]
@@ -122,7 +122,7 @@ def test_promptist_without_its_model_says_what_to_do(steer: Tiller, tmp_path: Pa
 WORDS = {"solver": "epo", "population": 2, "keep": 1, "mutants": 1, "crossovers": 0}
 LADDER = (
     *("--method", "dpo_diff", "--budget", "images=6", "--json"),
-    *(f"--set={k}={v}" for k, v in {**WORDS, "seeds": 1, "unseen": 0, "llm": "true"}.items()),
+    *(f"--set={k}={v}" for k, v in {**WORDS, "noises": 1, "unseen": 0, "llm": "true"}.items()),
 )
 
 

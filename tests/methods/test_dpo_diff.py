@@ -31,7 +31,7 @@ from tiller.testing.fake_pipeline import fake_pipeline
 from tiller.testing.method_conformance import check_method
 
 REWARD = make_reward("brightness")
-SMALL: dict[str, Any] = {"num_inference_steps": 3, "n": 2, "library": 0, "seeds": 2}
+SMALL: dict[str, Any] = {"num_inference_steps": 3, "n": 2, "library": 0, "noises": 2}
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def test_words_beyond_the_encoders_limit_are_left_alone(task: Task) -> None:
     [
         ({"solver": "cma"}, "solver must be one of auto"),
         ({"space": "words"}, "space must be one of auto"),
-        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"noises": 0}, "noises must be at least 1"),
         ({"library": -1}, "library must be at least 0"),
         ({"min_similarity": 1.5}, "min_similarity must lie"),
         ({"gradient_share": 0.0}, "gradient_share"),

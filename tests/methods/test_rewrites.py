@@ -68,7 +68,7 @@ class TestManual:
     def test_the_prompt_then_the_prompt_with_its_modifiers(self, task: Task) -> None:
         method = Manual(num_inference_steps=2)
         first, second = run(method, task)
-        assert second.cost.images == 2 * method.seeds == 6
+        assert second.cost.images == 2 * method.noises == 6
         assert texts(first) == [PROMPT]
         assert texts(second) == [f"{PROMPT}, {MODIFIERS}"]
         assert second.stopped == "1 round of proposals tried"
@@ -107,13 +107,13 @@ def test_the_reward_compares_with_the_users_own_prompt(model: FrozenModel) -> No
 
     task = Task(model, PROMPT, "", make_reward([reward]))
     seen.clear()
-    run(Manual(num_inference_steps=1, seeds=2), task)
+    run(Manual(num_inference_steps=1, noises=2), task)
     assert seen == [PROMPT] * 4
 
 
-@pytest.mark.parametrize("fields", [{"seeds": 0}, {"unseen": -1}])
+@pytest.mark.parametrize("fields", [{"noises": 0}, {"unseen": -1}])
 def test_fields_out_of_range(fields: dict[str, int]) -> None:
-    with pytest.raises(InvalidInput, match="expected seeds of at least 1"):
+    with pytest.raises(InvalidInput, match="expected noises of at least 1"):
         Manual(**fields)
 
 

@@ -143,6 +143,8 @@ class Phase:
             it ends (`Handover.last`).
         wanted: whether there is something to do, given what the phase before left; where not, the
             phase is passed over. The first phase cannot be.
+        done: what to say where the search ends with this phase and its solver is done; the solver's
+            own words by default.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Phase:
     until: float = 1.0
     relaxed: bool = False
     wanted: Callable[[Handover], bool] = field(default=lambda _: True)
+    done: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("share", "until"):
@@ -326,7 +329,9 @@ def _phase_over(search: Search, state: SearchState, problem: Problem) -> str | N
     if state.last is None:
         return None
     over = problem.solver.finished(problem.space, state.solver)
-    if over is None and _next_phase(search.phases, state, problem) is not None:
+    if over is not None:
+        return search.phases[state.phase].done or over
+    if _next_phase(search.phases, state, problem) is not None:
         phase, used = search.phases[state.phase], state.cost
         for part, cost in ((phase.share, used - state.phase_cost), (phase.until, used)):
             budget = search.budget.share(part)

@@ -28,28 +28,28 @@ class Rewrites(Method, ABC):
     The reward compares every picture with the user's own prompt, whatever drew it.
 
     Attributes:
-        seeds: noises that each prompt is drawn from; its score is the mean.
+        noises: from how many noises each prompt is drawn; its score is the mean.
         unseen: noises that the search did not see, from which the best and the user's own prompt
             are drawn at the end, outside the budget; 0 for none.
     """
 
-    seeds: int = 3
+    noises: int = 3
     unseen: int = 8
 
     takes_affix: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1 or self.unseen < 0:
+        if self.noises < 1 or self.unseen < 0:
             raise InvalidInput(
-                f"expected seeds of at least 1 and unseen of at least 0, got seeds={self.seeds!r}, "
+                f"expected noises of at least 1 and unseen of at least 0, got noises={self.noises!r}, "
                 f"unseen={self.unseen!r}"
             )
 
     @property
     def repeats(self) -> int:
-        """`seeds`."""
-        return self.seeds
+        """`noises`."""
+        return self.noises
 
     def rewrites(
         self, task: Task, write: Write, *, iterations: int = 1, length: int = LENGTH
@@ -58,7 +58,7 @@ class Rewrites(Method, ABC):
 
         Texts longer than `length` letters are cut at a space.
         """
-        noise = self.noise(task).sample(self.seeds, Stream(task.seed))
+        noise = self.noise(task).sample(self.noises, Stream(task.seed))
         space = Texts(task.model, noise, task.prompt, task.negative_prompt, length=length)
 
         def propose(z: Tensor, score: Tensor, seed: int) -> Tensor:

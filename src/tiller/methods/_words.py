@@ -38,7 +38,7 @@ from tiller.spaces.words import LearnedWords, Words
 SOLVERS = ("auto", "gpo+es", "gpo", "epo", "random")
 Parts = Literal["positive", "negative", "both"]
 SPACES = ("auto", "positive", "negative", "both")
-_LEAST = {"n": 1, "library": 0, "seeds": 1, "iterations": 1, "unseen": 0, "batch": 1}
+_LEAST = {"n": 1, "library": 0, "noises": 1, "iterations": 1, "unseen": 0, "batch": 1}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class WordSearch(Method):
         library: slots of the negative prompt that are filled from the library of generic ones.
         choices: a JSON file with words to veto, pin or add (docs/words.md).
         llm: ask a language model for substitutes too (docs/llm.md).
-        seeds: noises that each prompt is drawn from; its score is the mean.
+        noises: from how many noises each prompt is drawn; its score is the mean.
         min_similarity: how similar a prompt must stay to the user's, as the cosine of sentence
             embeddings; 0 for any.
         encoder: what embeds sentences: emoji (the bundled CLIP), the hub id or folder of a CLIP,
@@ -93,7 +93,7 @@ class WordSearch(Method):
     library: int = 4
     choices: str | None = None
     llm: bool = False
-    seeds: int = 3
+    noises: int = 3
     min_similarity: float = 0.0
     encoder: str = EMOJI
     similarity_weight: float = 1.0
@@ -143,8 +143,8 @@ class WordSearch(Method):
 
     @property
     def repeats(self) -> int:
-        """`seeds`."""
-        return self.seeds
+        """`noises`."""
+        return self.noises
 
     def build(self, task: Task) -> list[Phase]:
         """The user's own words, the ascent, the search, and the winner's words put back.
@@ -156,7 +156,7 @@ class WordSearch(Method):
         words = self.words_of(task)
         reward = Lowered(task.reward) if self.lowers else task.reward
         pictures = self.pictures(
-            replace(task, reward=reward), batch_size=max(1, self.batch // self.seeds)
+            replace(task, reward=reward), batch_size=max(1, self.batch // self.noises)
         )
         user = starting_at(words, torch.zeros(1, len(words.choices), dtype=torch.int64))
         if words.size == 1:
@@ -194,7 +194,7 @@ class WordSearch(Method):
             least=self.min_similarity,
             encoder=self.encoder,
         )
-        return Words(task.model, wording, self.noise(task).sample(self.seeds, Stream(task.seed)))
+        return Words(task.model, wording, self.noise(task).sample(self.noises, Stream(task.seed)))
 
     def _solver(self, reward: Reward) -> str:
         """What `solver` means for this reward."""
@@ -261,7 +261,8 @@ def _put_back_phase(words: Words, pictures: Pictures) -> Phase:
     def wanted(before: Handover) -> bool:
         return bool(put_back(words, before.best.z)[0])
 
-    return Phase("words put back", build, wanted=wanted)
+    done = "the words of the best were put back"
+    return Phase("words put back", build, wanted=wanted, done=done)
 
 
 def _say_nothing_to_choose(words: Words) -> None:
