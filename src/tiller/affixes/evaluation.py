@@ -110,5 +110,5 @@ def sheet(pictures: Tensor, most: int = 16) -> Tensor:
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     blank = torch.ones(rows * columns - len(shown), *shown.shape[1:]).to(shown)
-    grid = torch.cat([shown, blank]).unflatten(0, (rows, columns))
+    grid = torch.cat([shown, blank]).reshape(rows, columns, *shown.shape[1:])
     return torch.cat([torch.cat(list(row), dim=2) for row in grid], dim=1)[None]
