@@ -42,8 +42,8 @@ class Rewrites(Method, ABC):
         super().__post_init__()
         if self.noises < 1 or self.unseen < 0:
             raise InvalidInput(
-                f"expected noises of at least 1 and unseen of at least 0, got noises={self.noises!r}, "
-                f"unseen={self.unseen!r}"
+                "expected noises of at least 1 and unseen of at least 0, got "
+                f"noises={self.noises!r}, unseen={self.unseen!r}"
             )
 
     @property
