@@ -19,9 +19,9 @@ from typing import Any
 from tiller.tasks.statistics import estimated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gallery import REWARD
 from grid import report, save, verdict
 from measured import (
-    REWARD,
     Lab,
     draw_examples,
     listing,

@@ -26,8 +26,9 @@ from tiller.models.bundled.captions import COLOURS, SUBJECTS, Kind, caption, ran
 from tiller.tasks.statistics import estimated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gallery import REWARD, Asked
 from grid import report
-from measured import REWARD, Asked, Lab, average, options_of
+from measured import Lab, average, options_of
 
 # name -> subjects, and the chance that a word is one of its rarer ones
 KINDS: dict[str, tuple[Kind, float]] = {

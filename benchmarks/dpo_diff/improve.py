@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,10 @@ from tiller.methods.manual import Manual
 from tiller.tasks.statistics import wins
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gallery import REWARD, Asked
 from grid import report, save, verdict
 from measured import (
-    REWARD,
     SAMPLER,
-    Asked,
     Lab,
     Outcome,
     average,
@@ -80,7 +78,7 @@ def llm_rewrite(lab: Lab, like: Sequence[Outcome]) -> list[Outcome] | None:
     images = max(2, round(calls / lab.gallery.calls_per_picture))
     sampler = {name: value for name, value in lab.settings.items() if name in SAMPLER}
     results = lab.runs("llm_rewrite", budget=f"images={images}", iterations=images, **sampler)
-    return [replace(one, similarity=None) for one in lab.outcomes(results)]
+    return lab.outcomes(results)
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""What the DPO-Diff benchmarks share: hard prompts, searches, and what any words are worth.
+"""What the DPO-Diff benchmarks share: hard prompts, searches, and tables of what they found.
 
-A search is judged by texts alone. Whatever found them, they are drawn anew from numbered noises,
-those that all searches share and others that none saw, and every reward and the judge look at each
-picture. Pictures' scores are kept in `--out`, so nothing is drawn twice, by whichever script.
+A search is judged by texts alone. Whatever found them, they are drawn anew (`gallery`) from the
+noises that all searches share and from others that none saw.
 """
 
 from __future__ import annotations
@@ -14,131 +13,22 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from gallery import HELD_OUT, REWARD, Gallery, Seen, Words
 from grid import arguments
 
 import tiller
 from tiller.core.errors import InvalidInput, TillerNotice
-from tiller.core.rng import Stream
 from tiller.methods._catalog import make_method
-from tiller.methods.base import Method
-from tiller.models import Trajectory
-from tiller.models.base import FrozenModel
-from tiller.models.bundled.loaders import load_judge
-from tiller.rewards import make_reward
 from tiller.runs.record import read_run
-from tiller.spaces.noise import Noise
 from tiller.tasks.statistics import Estimated, estimated
 
-REWARD = "spherical_clip"
-HELD_OUT = "clip_heldout"
-REWARDS = [REWARD, HELD_OUT, "clip"]
 HARD = Path(__file__).with_name("hard.json")
 SAMPLER = ("num_inference_steps", "guidance_scale", "scheduler")
 EQUAL = 1e-6  # two scores that differ by less are the same words' up to rounding
-
-Words = tuple[str, str]
-"""A prompt and a negative prompt."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One picture: every reward's score, and whether the judge sees all that the user asked for."""
-
-    scores: dict[str, float]
-    faithful: bool
-
-    def value(self, name: str) -> float:
-        """A reward's score, or the judge's verdict as a number."""
-        return float(self.faithful) if name == "faithful" else self.scores[name]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A picture to look at: the user's prompt, the words that draw it, and its noise.
-
-    The noise is that of candidate `index` in a run with this seed.
-    """
-
-    prompt: str
-    words: Words
-    seed: int
-    index: int
-
-
-class Gallery:
-    """Draws what is asked for, in batches, and remembers what it was worth.
-
-    Args:
-        model: draws.
-        method: whose sampler settings are used.
-        folder: keeps `pictures.jsonl`, a line a picture.
-        batch: pictures drawn at once.
-    """
-
-    def __init__(
-        self, model: FrozenModel, method: Method, folder: Path, *, batch: int = 32
-    ) -> None:
-        self.model = model
-        self.path = Trajectory(model, method.sampler(model))
-        self.rewards = make_reward(REWARDS)
-        self.judge = load_judge()
-        self.batch = batch
-        self.drawn = 0
-        self._file = folder / "pictures.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps(asdict(self.path.settings), sort_keys=True)
-        self._about = f"{model.fingerprint()} {settings}"
-        self._known = dict(self._read())
-
-    @property
-    def calls_per_picture(self) -> int:
-        """Denoiser forwards of one picture."""
-        return self.path.num_steps * (2 if self.path.settings.guided else 1)
-
-    def look(self, asked: Sequence[Asked]) -> list[Seen]:
-        """What each picture is worth, in the order asked."""
-        new = [one for one in dict.fromkeys(asked) if self._key(one) not in self._known]
-        for first in range(0, len(new), self.batch):
-            some = new[first : first + self.batch]
-            with self._file.open("a", encoding="utf-8") as file:
-                for one, seen in zip(some, self._draw(some), strict=True):
-                    self._known[self._key(one)] = seen
-                    file.write(json.dumps({"key": self._key(one), **asdict(seen)}) + "\n")
-            self.drawn += len(some)
-        return [self._known[self._key(one)] for one in asked]
-
-    def of(self, prompt: str, words: Words, noises: range, seed: int = 0) -> list[Seen]:
-        """The pictures of some words from several noises."""
-        return self.look([Asked(prompt, words, seed, index) for index in noises])
-
-    @torch.no_grad()
-    def _draw(self, asked: Sequence[Asked]) -> list[Seen]:
-        words = [one.words for one in asked]
-        with warnings.catch_warnings():  # that words are cut; the run that found them has said it
-            warnings.simplefilter("ignore", UserWarning)
-            told = self.model.encode([p for p, _ in words], [n for _, n in words])
-        space = Noise(self.path.noise_shape, told)
-        noise = torch.cat([space.sample(1, Stream(one.seed, position=one.index)) for one in asked])
-        pictures = self.model.decode(self.path.run(noise, told)).float().cpu()
-        prompts = [one.prompt for one in asked]
-        scores = {k: v.tolist() for k, v in self.rewards.parts_scores(pictures, prompts).items()}
-        right = self.judge.faithful(pictures, prompts)
-        return [Seen({k: v[i] for k, v in scores.items()}, right[i]) for i in range(len(asked))]
-
-    def _key(self, one: Asked) -> str:
-        return json.dumps([self._about, one.prompt, *one.words, one.seed, one.index])
-
-    def _read(self) -> list[tuple[str, Seen]]:
-        lines = self._file.read_text(encoding="utf-8").split("\n") if self._file.exists() else []
-        whole = [json.loads(line) for line in lines[:-1]]  # an interrupted line has no end
-        if lines and lines[-1]:
-            self._file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
-        return [(one["key"], Seen(one["scores"], one["faithful"])) for one in whole]
 
 
 @dataclass(frozen=True)
@@ -198,9 +88,7 @@ class Lab:
             )
         return prompts[: self.options.prompts]
 
-    def runs(
-        self, method: str, *, budget: str, reward: str = REWARD, **settings: Any
-    ) -> list[tiller.Result]:
+    def runs(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
         """A run for each prompt and seed, some at once; finished ones are read back."""
         found: list[tiller.Result] = []
         each = max(1, self.options.at_once // self.options.seeds)
@@ -212,19 +100,21 @@ class Lab:
                     self.prompts[first : first + each],
                     seeds=range(self.options.seeds),
                     method=method,
-                    reward=reward,
+                    reward=REWARD,
                     held_out=[HELD_OUT],
                     budget=budget,
                     out=self.options.out,
+                    noises=self.options.noises,
+                    unseen=0,  # the gallery looks at them
                     **settings,
                 )
             print(f"{method}: {len(found)} of {len(self.keys)} runs", file=sys.stderr, flush=True)
         return found
 
     def searches(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
-        """The same for a search of words, with this script's noises and `--set`."""
-        own = {"unseen": 0, "batch": self.options.batch, **self.noises}
-        return self.runs(method, budget=budget, **{**self.settings, **own, **settings})
+        """The same for a search of words, with the fields of `--set`."""
+        batch = {"batch": self.options.batch}
+        return self.runs(method, budget=budget, **{**self.settings, **batch, **settings})
 
     def raw(self) -> list[Outcome]:
         """The user's own words."""

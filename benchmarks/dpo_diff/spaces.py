@@ -24,8 +24,9 @@ import tiller
 from tiller.runs.record import read_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from gallery import REWARD
 from grid import report, verdict
-from measured import REWARD, Lab, Outcome, average, options_of, over_prompts, summary
+from measured import Lab, Outcome, average, options_of, over_prompts, summary
 
 SPACES: dict[str, dict[str, Any]] = {
     "positive": {"space": "positive"},
