@@ -25,20 +25,30 @@ def advice(record: Record) -> list[str]:
         )
     elif record.stopped in (None, "interrupted"):
         found.append("The run is not finished. `tiller resume` continues it.")
+    sign = -1 if record.lowers else 1
     gains = {name: change(record, name) for name in steps[-1].get("scores") or {}}
     aims = [gain for name, gain in gains.items() if name not in record.held_out]
-    rose = any(gain is not None and gain > 0 for gain in aims)
+    rose = any(gain is not None and sign * gain > 0 for gain in aims)
+    worded = any(entry.get("candidates") for entry in steps)
     if not rose and aims:
+        found.append(_nothing(record, worded))
+    against = [n for n in record.held_out if (by := gains.get(n)) is not None and sign * by < 0]
+    if rose and against and record.lowers:
         found.append(
-            "Nothing better than the unsteered picture was found. Try more steps, another seed, "
-            "or first the best of many seeds (`--method best_of_n`)."
+            f"The score fell while {', '.join(against)}, which was not lowered, rose: look whether "
+            "the picture is really worse, or whether the words fool this reward alone."
         )
-    fell = [n for n in record.held_out if (gain := gains.get(n)) is not None and gain < 0]
-    if rose and fell:
+    elif rose and against:
+        fell = against
         found.append(
             f"The score rose while {', '.join(fell)}, which was not optimized, fell: look whether "
             "the picture really got better. Earlier pictures of the filmstrip, fewer steps, or "
             "a weighted sum of both rewards may be better choices."
+        )
+    if rose and record.unseen and not _carries_over(record, sign):
+        found.append(
+            "On noises that the search did not see it is not shown to hold: draw each prompt from "
+            "more of them (`--set noises=6`), with a larger budget."
         )
     ended_on_budget = (record.stopped or "").startswith("budget")
     if rose and ended_on_budget and len(steps) >= 5:
@@ -52,4 +62,32 @@ def advice(record: Record) -> list[str]:
                 f"Nothing better came after round {record.best_step} of {steps[-1]['step']}: a "
                 "smaller budget would do, or spend it on other seeds."
             )
-    return found or ["The score rose, and nothing that was watched fell."]
+    if found:
+        return found
+    if record.lowers:
+        return ["The score fell, and nothing that was watched rose."]
+    return ["The score rose, and nothing that was watched fell."]
+
+
+def _nothing(record: Record, worded: bool) -> str:
+    """What to try where no candidate is better than the user's own."""
+    if not worded:
+        return (
+            "Nothing better than the unsteered picture was found. Try more steps, another seed, "
+            "or first the best of many seeds (`--method best_of_n`)."
+        )
+    if record.lowers:
+        return (
+            "No words lower the score. Allow more of them: a lower `--set min_similarity`, more "
+            "substitutes (`--set n=10`), words of your own (`--set choices=words.json`)."
+        )
+    return (
+        "No words are better than your own. Try a larger budget, more of them (`--set space=both`, "
+        "`--set n=10`), or words of your own (`--set choices=words.json`)."
+    )
+
+
+def _carries_over(record: Record, sign: int) -> bool:
+    """Whether the interval of the first optimized reward's change leaves zero out, rightly."""
+    aims = [by for name, by in record.unseen["change"].items() if name not in record.held_out]
+    return not aims or (aims[0]["high"] < 0 if sign < 0 else aims[0]["low"] > 0)

@@ -66,6 +66,7 @@ class WordsView:
     score: str
     before: str
     worths: list[WorthView]
+    unmeasured: int
     top: list[PromptView]
     tried: int
     population: dict[str, str] | None
@@ -103,6 +104,7 @@ def words_view(record: Record) -> WordsView | None:
     if found is None:
         return None
     best = found.best
+    pieces = [*found.prompt_pieces, *found.negative_pieces]
     return WordsView(
         changed=found.changed,
         prompt=best.prompt,
@@ -113,6 +115,7 @@ def words_view(record: Record) -> WordsView | None:
         score=number(best.score),
         before=number(found.own.score),
         worths=[_worth(worth, found.lowers) for worth in found.worths],
+        unmeasured=sum(piece.kind == "in" and not piece.changes for piece in pieces),
         top=_top(found),
         tried=len(found.prompts),
         population=_population(found),
@@ -249,10 +252,10 @@ def unseen_verdict(record: Record) -> str:
     if high < 0:
         return (
             f"Here {names[0]} went the other way: the words fit the noises that they were chosen "
-            "on, and do harm elsewhere. Draw each prompt from more of them (`--set seeds=6`)."
+            "on, and do harm elsewhere. Draw each prompt from more of them (`--set noises=6`)."
         )
     return (
         "The interval contains zero: it is not shown that the words do anything on other noises. "
-        "Draw each prompt from more noises (`--set seeds=6`), or measure on more "
+        "Draw each prompt from more noises (`--set noises=6`), or measure on more "
         "(`--set unseen=32`)."
     )
