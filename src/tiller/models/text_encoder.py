@@ -70,13 +70,17 @@ class Weights:
         return own.index(max(own))
 
 
+Mix = tuple[tuple[int, ...], tuple[int, ...]]
+"""The options that count at one position of a stretch, and the token of each."""
+
+
 @dataclass
 class Row:
     """One text as token ids, without its ends, and what takes the place of some of them."""
 
     ids: list[int] = field(default_factory=list)
-    mixed: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    """position -> (index into the weights, token id) of each option that counts there."""
+    mixed: dict[int, tuple[int, Mix]] = field(default_factory=dict)
+    """position -> (where the stretch's weights start, which options count there)."""
     given: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     """position -> (vectors, row of them)."""
 
@@ -126,9 +130,10 @@ class TextEncoder:
                 if isinstance(piece, str):
                     words[piece] = None
                 elif isinstance(piece, Choice):
-                    words.update(dict.fromkeys(map(readable, piece.options)))
-        read = dict(zip(words, self._tokenized(list(words)), strict=True))
-        return [self._row(text, weights, read) for text in texts]
+                    words.update(dict.fromkeys(piece.options))
+        self._tokenize(words)
+        mixes: dict[tuple[tuple[str, ...], int], list[Mix]] = {}
+        return [self._row(text, weights, mixes) for text in texts]
 
     def warnings(self, rows: Sequence[Row], name: str) -> list[str]:
         """For each row that is too long, how long it is and which of its words are dropped."""
@@ -190,10 +195,14 @@ class TextEncoder:
         finally:
             handle.remove()
 
-    def _mixtures(self, positions: list[list[tuple[int, int]]], weights: Weights) -> Tensor:
+    def _mixtures(self, positions: list[tuple[int, Mix]], weights: Weights) -> Tensor:
         """[S, D] the weighted mean of token embeddings at each position, equation of `Choice`."""
-        entries = [(s, w, token) for s, mix in enumerate(positions) for w, token in mix]
-        at, which, token = torch.tensor(entries, device=weights.flat.device).T
+        entries: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for s, (start, (options, own)) in enumerate(positions):
+            entries[0].extend([s] * len(own))
+            entries[1].extend([start + option for option in options])
+            entries[2].extend(own)
+        at, which, token = torch.tensor(entries, device=weights.flat.device)
         tokens, column = torch.unique(token, return_inverse=True)
         table = self.table[tokens.to(self.table.device)]
         dtype = torch.promote_types(table.dtype, weights.flat.dtype)
@@ -220,22 +229,21 @@ class TextEncoder:
         flat = torch.cat([tensor.to(device) for tensor in tensors.values()])
         return flat[torch.tensor([starts[id(tensor)] + k for tensor, k in positions])]
 
-    def _row(self, text: Text, weights: Weights, read: dict[str, list[int]]) -> Row:
+    def _row(
+        self, text: Text, weights: Weights, mixes: dict[tuple[tuple[str, ...], int], list[Mix]]
+    ) -> Row:
         row = Row()
-        nothing = int(self.tokenizer.eos_token_id)
         for piece in text:
             if isinstance(piece, str):
-                row.ids += read[piece]
+                row.ids += self._words[piece]
             elif isinstance(piece, Choice):
-                options = [read[readable(option)] for option in piece.options]
-                start = weights.start(piece)
-                for p, own in enumerate(options[weights.heaviest(piece)]):
-                    row.mixed[len(row.ids)] = [
-                        (start + o, tokens[p] if tokens else nothing)
-                        for o, tokens in enumerate(options)
-                        if p < len(tokens) or not tokens
-                    ]
-                    row.ids.append(own)
+                start, heaviest = weights.start(piece), weights.heaviest(piece)
+                key = piece.options, heaviest
+                if key not in mixes:
+                    mixes[key] = self._mixes(*key)
+                for p, mix in enumerate(mixes[key], len(row.ids)):
+                    row.mixed[p] = start, mix
+                row.ids += self._words[piece.options[heaviest]]
             else:
                 if len(piece.vectors) != self.of:
                     raise InvalidInput(
@@ -249,14 +257,26 @@ class TextEncoder:
                     row.ids.append(int(self.tokenizer.bos_token_id))
         return row
 
-    def _tokenized(self, texts: list[str]) -> list[list[int]]:
-        """The token ids of each text, without ends; each text is read once."""
+    def _mixes(self, options: tuple[str, ...], heaviest: int) -> list[Mix]:
+        """What is mixed at each position of a stretch."""
+        nothing = int(self.tokenizer.eos_token_id)
+        read = [self._words[option] for option in options]
+        found = []
+        for p in range(len(read[heaviest])):
+            here = [o for o, tokens in enumerate(read) if p < len(tokens) or not tokens]
+            own = tuple(read[o][p] if read[o] else nothing for o in here)
+            found.append((tuple(here), own))
+        return found
+
+    def _tokenize(self, texts: Iterable[str]) -> None:
+        """Read the token ids, without ends, of each text that was not seen before."""
         if len(self._words) > CACHED_WORDS:
             self._words.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._words]
+        new = [text for text in texts if text not in self._words]
         if new:
             read = self.tokenizer(
-                [self._convert(text) for text in new], add_special_tokens=False, verbose=False
+                [self._convert(readable(text)) for text in new],
+                add_special_tokens=False,
+                verbose=False,
             ).input_ids
             self._words.update(zip(new, read, strict=True))
-        return [self._words[text] for text in texts]
