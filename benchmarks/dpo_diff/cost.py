@@ -84,6 +84,7 @@ class Jobs:
         """The same from diffusers, by the sampler that the pipeline itself has."""
         settings = self.lab.gallery.path.settings
         pipeline: Any = self.lab.model.pipeline  # type: ignore[attr-defined]  # of the adapter
+        pipeline.set_progress_bar_config(disable=True)
         pipeline(
             [PROMPT] * self.count,
             num_inference_steps=settings.num_inference_steps,

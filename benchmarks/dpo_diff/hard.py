@@ -6,8 +6,8 @@ ones to attack.
 Prompts of combinations that were not trained on, with two subjects, with rare words, or with both,
 are looked at in a fixed order until enough are found for each task. A prompt's score is the mean of
 spherical_clip over the pictures of the shared noises. Writes hard.json, which is part of the
-repository; the other scripts read it. Cost: a picture takes about .3 s of one core, a prompt three
-pictures; 60 and 60 prompts take some hundred pictures, a few minutes.
+repository; the other scripts read it. Cost: a picture takes .35 to .4 s of one core, a prompt three
+pictures; 60 and 60 prompts take about 550 pictures, four minutes.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ steps are billed at what they cost: forwards and backwards over those of an eval
 bills a gradient step as one denoising step, and the columns "paper's count" leave the steps out
 altogether. Where the ascent would take more than half of a budget it has fewer steps, in a run of
 its own; larger budgets are read off the longest run.
-Cost: for each prompt and seed about 4.4 times `--images` pictures of .3 to .4 s of one core: ten
-minutes with 384 images, so 30 prompts x 4 seeds take twenty hours; a third of that with one noise.
+Cost: for each prompt and seed about 4.4 times `--images` pictures of .35 to .4 s of one core: 11
+minutes by default, so 30 prompts x 4 seeds take 22 hours; a third of that with one noise.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ the shared noises: their mean score against that of the user's words is the pape
 of them is what a search could find, and the best is drawn again from unseen noises. `antonyms` is
 the negative space without the library of generic words, the paper's own; small positive spaces
 have fewer prompts than are asked for.
-Cost: for each prompt and space (images + noises + unseen) pictures of .3 to .4 s of one core: four
-spaces at 48 images make about a minute and a half a prompt.
+Cost: a prompt takes images + noises + unseen pictures for each space, and the user's own: 250 by
+default, of .35 to .4 s of one core, so 95 minutes for 60 prompts.
 """
 
 from __future__ import annotations
