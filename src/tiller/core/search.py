@@ -9,7 +9,7 @@ one: `search(..., resume=step)` continues bit-exactly. Several searches may run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 from torch import Tensor
@@ -18,84 +18,40 @@ from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError
 from tiller.core.evaluation import Evaluation
 from tiller.core.objective import Objective
-from tiller.core.rng import Draw, Stream
-from tiller.core.solver import Solver, check_compatible
+from tiller.core.phases import (
+    Best,
+    Course,
+    Handover,
+    Phase,
+    Problem,
+    SearchState,
+    begin,
+    best_so_far,
+    images_left,
+    in_phase,
+    stopped_at,
+    stream_of,
+)
+from tiller.core.rng import Draw
+from tiller.core.solver import Solver
 from tiller.core.space import Space
 from tiller.core.state import Packed, unpack
 from tiller.core.together import Request, evaluate_together
 
-
-@dataclass(frozen=True)
-class Best:
-    """The best candidate so far: z [1, ...], what it rendered to, and what it was worth."""
-
-    z: Tensor
-    y: Any
-    score: float
-    reward: float
-    penalty: float
-    round: int
-
-
-@dataclass(frozen=True)
-class Handover:
-    """What a phase leaves to the next.
-
-    Attributes:
-        best: the best candidate so far, over all phases that are not relaxed.
-        last: where the phase's solver stands [n, ...]: its last round's candidates, or where the
-            step after them led.
-    """
-
-    best: Best
-    last: Tensor
-
-
-@dataclass(frozen=True)
-class SearchState:
-    """All that evolves during a search; nothing else is needed to continue bit-exactly.
-
-    Attributes:
-        seed: the run's seed.
-        phase: index of the phase under way.
-        round: rounds done, over all phases.
-        position: where the candidates' random stream stands.
-        solver: the solver's own state.
-        objective: a stateful objective's tensors.
-        last: the latest round's candidates z [n, ...], None before this phase's first round.
-        best: the best candidate of this phase, None before its first round and in a relaxed one.
-        previous: what the phase before left, None in the first.
-        cost: what was used so far.
-        phase_cost: what had been used when this phase began.
-    """
-
-    seed: int
-    phase: int
-    round: int
-    position: int
-    solver: Any
-    objective: dict[str, Tensor]
-    last: Tensor | None
-    best: Best | None
-    previous: Handover | None
-    cost: Cost
-    phase_cost: Cost
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What one phase searches; checked for compatibility when it is made.
-
-    Raises:
-        Incompatible: space, objective and solver do not fit.
-    """
-
-    space: Space[Any]
-    objective: Objective[Any, Any]
-    solver: Solver[Any]
-
-    def __post_init__(self) -> None:
-        check_compatible(self.space, self.objective, self.solver)
+__all__ = [
+    "Best",
+    "Handover",
+    "Phase",
+    "Problem",
+    "Search",
+    "SearchState",
+    "Step",
+    "best_so_far",
+    "search",
+    "search_phases",
+    "search_together",
+    "standing",
+]
 
 
 @dataclass(frozen=True)
@@ -125,43 +81,6 @@ class Step:
     state: SearchState
     problem: Problem
     relaxed: bool = False
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One search of a method.
-
-    Attributes:
-        name: shown in the progress line and the journal.
-        build: the problem, given what the phase before left (None for the first phase).
-        share: the part of the whole budget that the phase may use. The last phase runs until the
-            whole budget is used, whatever its share.
-        until: the part of the whole budget at whose use the phase ends, what earlier phases used
-            counted in; 1 again means the whole for the last phase alone.
-        relaxed: its scores are a relaxation's, and compare with no other phase's: the best stays
-            what it was before (so it cannot be the first), and the next phase starts from where
-            it ends (`Handover.last`).
-        wanted: whether there is something to do, given what the phase before left; where not, the
-            phase is passed over. The first phase cannot be.
-        done: what to say where the search ends with this phase and its solver is done; the solver's
-            own words by default.
-    """
-
-    name: str
-    build: Callable[[Handover | None], Problem]
-    share: float = 1.0
-    until: float = 1.0
-    relaxed: bool = False
-    wanted: Callable[[Handover], bool] = field(default=lambda _: True)
-    done: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("share", "until"):
-            part = getattr(self, name)
-            if not 0 < part <= 1:
-                raise InvalidInput(
-                    f"a phase's {name} (of the budget) must be in (0, 1], got {name}={part}"
-                )
 
 
 def search(
@@ -220,6 +139,11 @@ class Search:
     resume: Step | SearchState | Packed | None = None
     until: Callable[[Step], str | None] | None = None
 
+    @property
+    def course(self) -> Course:
+        """The phases and the budget."""
+        return Course(self.phases, self.budget)
+
 
 def search_together(searches: Sequence[Search]) -> Iterator[tuple[int, Step]]:
     """Run searches side by side, a round of each in turn; yields (which one, its step).
@@ -244,17 +168,19 @@ def _start(search: Search) -> tuple[SearchState, Problem]:
     if search.resume is not None:
         return standing(search.phases, search.resume)
     nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
-    return _begin(search.phases, nothing, 0, None)
+    return begin(search.phases, nothing, 0, None)
 
 
 def _rounds(
     searches: Sequence[Search], stands: list[tuple[SearchState, Problem]]
 ) -> Iterator[tuple[int, Step]]:
     """The only loop."""
-    running = [i for i, stand in enumerate(stands) if _stopped(searches[i], *stand) is None]
+    running = [
+        i for i, stand in enumerate(stands) if stopped_at(searches[i].course, *stand) is None
+    ]
     while running:
         for i in running:
-            stands[i] = _in_phase(searches[i], *stands[i])
+            stands[i] = in_phase(searches[i].course, *stands[i])
         asked = [_ask(searches[i], *stands[i]) for i in running]
         evaluations = evaluate_together([one.request for one in asked])
         going = []
@@ -271,7 +197,7 @@ def _rounds(
                 evaluation=evaluation,
                 best=best_so_far(state),
                 cost=state.cost,
-                stopped=_stopped(searches[i], state, problem),
+                stopped=stopped_at(searches[i].course, state, problem),
                 state=state,
                 problem=problem,
                 relaxed=relaxed,
@@ -282,70 +208,6 @@ def _rounds(
                 going.append(i)
             yield i, step
         running = going
-
-
-def _stopped(search: Search, state: SearchState, problem: Problem) -> str | None:
-    """Why the search is over, or None."""
-    stopped = search.budget.reached(state.cost)
-    if stopped is None and state.round and _too_few(problem, search.budget, state.cost.images):
-        stopped = f"budget: images={search.budget.images}"
-    if stopped is None and _next_phase(search.phases, state, problem) is None:
-        stopped = _phase_over(search, state, problem)
-    return stopped
-
-
-def _in_phase(search: Search, state: SearchState, problem: Problem) -> tuple[SearchState, Problem]:
-    """Where the next round is searched: in the phase under way, or in the next if that is over."""
-    if _phase_over(search, state, problem) is not None:
-        following = _next_phase(search.phases, state, problem)
-        if following is not None:
-            return _begin(search.phases, state, following, _handover(state, problem))
-    return state, problem
-
-
-def _next_phase(phases: Sequence[Phase], state: SearchState, problem: Problem) -> int | None:
-    """The next phase that has something to do after the one under way, None if none has.
-
-    Before this phase's first round nobody knows; then it is the next in order.
-    """
-    later = range(state.phase + 1, len(phases))
-    if state.last is None or not later:
-        return next(iter(later), None)
-    left = _handover(state, problem)
-    return next((phase for phase in later if phases[phase].wanted(left)), None)
-
-
-def _handover(state: SearchState, problem: Problem) -> Handover:
-    assert state.last is not None, "a phase ends after a round"
-    stands = problem.solver.stands(state.solver)
-    return Handover(best_so_far(state), state.last if stands is None else stands.detach())
-
-
-def _phase_over(search: Search, state: SearchState, problem: Problem) -> str | None:
-    """Why the phase under way ends: its solver is done, or its part of the budget is used up.
-
-    Its part is the whole where no later phase has something to do.
-    """
-    if state.last is None:
-        return None
-    over = problem.solver.finished(problem.space, state.solver)
-    if over is not None:
-        return search.phases[state.phase].done or over
-    if _next_phase(search.phases, state, problem) is not None:
-        phase, used = search.phases[state.phase], state.cost
-        for part, cost in ((phase.share, used - state.phase_cost), (phase.until, used)):
-            budget = search.budget.share(part)
-            over = over or budget.reached(cost)
-            if over is None and _too_few(problem, budget, cost.images):
-                over = f"budget: images={budget.images}"
-    return over
-
-
-def _too_few(problem: Problem, budget: Budget, used: int) -> bool:
-    """Whether fewer images are left than a candidate needs, where rounds can be divided."""
-    if budget.images is None or not problem.solver.divisible:
-        return False
-    return budget.images - used < problem.objective.images_per_candidate
 
 
 @dataclass(frozen=True)
@@ -360,11 +222,11 @@ class _Asked:
 def _ask(search: Search, state: SearchState, problem: Problem) -> _Asked:
     space, objective, solver = problem.space, problem.objective, problem.solver
     with metered() as meter:
-        stream = _stream(state.seed, state.phase, state.position)
+        stream = stream_of(state.seed, state.phase, state.position)
         z = solver.ask(space, state.solver, stream)
-    images_left = _images_left(search, state, problem)
-    if solver.divisible and images_left is not None:
-        z = z[: max(1, images_left // objective.images_per_candidate)]
+    left = images_left(search.course, state, problem)
+    if solver.divisible and left is not None:
+        z = z[: max(1, left // objective.images_per_candidate)]
     draw = Draw(state.seed, state.round)
     request = Request(space, objective, z, draw, solver.gradient())
     return _Asked(request, stream.position, meter.cost)
@@ -396,56 +258,6 @@ def _tell(
         best=found if better else state.best,
         cost=state.cost + asked.cost + evaluation.cost + meter.cost + Cost(steps=1),
     )
-
-
-def _images_left(search: Search, state: SearchState, problem: Problem) -> int | None:
-    """How many images the whole budget and the phase's part of it still allow."""
-    budget, used = search.budget, state.cost.images
-    if budget.images is None:
-        return None
-    left = budget.images - used
-    if _next_phase(search.phases, state, problem) is not None:
-        phase = search.phases[state.phase]
-        for part, since in ((phase.share, state.phase_cost.images), (phase.until, 0)):
-            limit = budget.share(part).images
-            assert limit is not None
-            left = min(left, limit - (used - since))
-    return left
-
-
-def best_so_far(state: SearchState) -> Best:
-    """The better of this phase's best and what it started from; a round must be done."""
-    before = state.previous.best if state.previous is not None else None
-    found = [best for best in (before, state.best) if best is not None]
-    return max(found, key=lambda best: best.score)
-
-
-def _begin(
-    phases: Sequence[Phase], before: SearchState, phase: int, previous: Handover | None
-) -> tuple[SearchState, Problem]:
-    """A phase's first state, after `before`."""
-    problem = phases[phase].build(previous)
-    stream = _stream(before.seed, phase, 0)
-    solver_state = problem.solver.init(problem.space, stream)
-    state = SearchState(
-        seed=before.seed,
-        phase=phase,
-        round=before.round,
-        position=stream.position,
-        solver=solver_state,
-        objective=problem.objective.state(),
-        last=None,
-        best=None,
-        previous=previous,
-        cost=before.cost,
-        phase_cost=before.cost,
-    )
-    return state, problem
-
-
-def _stream(seed: int, phase: int, position: int) -> Stream:
-    """A phase's candidates: each phase has a sequence of its own, the first the run's."""
-    return Stream(seed, "candidates" if phase == 0 else f"candidates of phase {phase}", position)
 
 
 def standing(
