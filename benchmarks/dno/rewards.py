@@ -33,6 +33,7 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "lgd": {"method": "lgd", "budget": f"forwards={calls // 2}"},
         "reno": {"method": "reno", "budget": f"steps={steps}"},
         "dno": {"method": "dno", "budget": f"steps={steps}"},
+        "dno_fast": {"method": "dno", "lr": 0.05, "budget": f"steps={steps}"},
         "dno_warm": {
             "method": "dno",
             "warm_start": 8,
