@@ -47,13 +47,16 @@ class Panel:
     baseline: float | None = None
 
 
-def charts(panels: Sequence[Panel], name: str, x_label: str) -> dict[str, str]:
+def charts(
+    panels: Sequence[Panel], name: str, x_label: str, *, whole: bool = False
+) -> dict[str, str]:
     """SVG elements by width (`wide`, `narrow`): the panels under one another, sharing x.
 
     Args:
         panels: at least one.
         name: unique in its page; part of every id, so that two charts do not share one.
         x_label: what the x axis counts.
+        whole: it counts things of which there are no halves.
     """
     heights = [1.5] + [1.0] * (len(panels) - 1)
 
@@ -62,6 +65,7 @@ def charts(panels: Sequence[Panel], name: str, x_label: str) -> dict[str, str]:
         for panel, axis in zip(panels, axes[:, 0], strict=True):
             _draw(axis, panel)
         axes[-1, 0].set_xlabel(x_label)
+        axes[-1, 0].locator_params(axis="x", integer=whole)
 
     def height(size: str) -> float:
         return (150 if size == "wide" else 120) * sum(heights) + 40

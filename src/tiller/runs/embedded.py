@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL.Image import Image
+
 from tiller.runs.png import open_png
 
 PIXELATED_UP_TO = 128  # pixels: smaller pictures are enlarged in squares, as they are
-FRAME_PIXELS = 256  # longest side of a filmstrip picture, shorter side of a strip of several
+FRAME_PIXELS = 256  # longest side of a filmstrip picture
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,11 @@ class PictureView:
 
 
 @dataclass(frozen=True)
-class StripView:
-    """Several pictures side by side, and what they are."""
+class RowView:
+    """Several pictures of one kind, and what they are."""
 
     title: str
-    picture: PictureView
+    pictures: list[PictureView]
 
 
 def picture(path: Path) -> PictureView:
@@ -39,7 +41,7 @@ def picture(path: Path) -> PictureView:
         RunError: it is damaged.
     """
     image, _, _ = open_png(path)
-    return _embedded(path.read_bytes(), "png", *image.size, shown=max(image.size))
+    return _embedded(path.read_bytes(), "png", *image.size)
 
 
 def thumbnail(path: Path) -> PictureView:
@@ -49,35 +51,39 @@ def thumbnail(path: Path) -> PictureView:
         RunError: it is damaged.
     """
     image, _, _ = open_png(path)
-    return _smaller(path, FRAME_PIXELS / max(image.size), shown=max(image.size))
+    if max(image.size) <= FRAME_PIXELS:
+        return picture(path)
+    return _smaller(image)
 
 
-def strips(paths: Sequence[tuple[str, Path]]) -> list[StripView]:
-    """Files of several pictures side by side, with titles: each picture made smaller where large.
+def rows(files: Sequence[tuple[str, Path]], width: int) -> list[RowView]:
+    """Files of several pictures side by side, with titles: each picture by itself, `width` wide.
 
     Files that are not there are passed over.
 
     Raises:
         RunError: one is damaged.
     """
-    found = []
-    for title, path in paths:
-        if path.is_file():
-            height = open_png(path)[0].size[1]
-            found.append(StripView(title, _smaller(path, FRAME_PIXELS / height, shown=height)))
-    return found
+    return [RowView(title, _apart(path, width)) for title, path in files if path.is_file()]
 
 
-def _smaller(path: Path, factor: float, *, shown: int) -> PictureView:
+def _apart(path: Path, width: int) -> list[PictureView]:
     image, _, _ = open_png(path)
-    if factor >= 1:
-        return _embedded(path.read_bytes(), "png", *image.size, shown=shown)
-    width, height = (max(1, round(side * factor)) for side in image.size)
+    height = image.size[1]
+    starts = range(0, image.size[0] - width + 1, width)
+    return [_smaller(image.crop((x, 0, x + width, height))) for x in starts]
+
+
+def _smaller(image: Image) -> PictureView:
+    """At most as large as in a filmstrip: exact where it is that small, else as JPEG."""
+    small = image.convert("RGB")
+    exact = max(small.size) <= FRAME_PIXELS
+    small.thumbnail((FRAME_PIXELS, FRAME_PIXELS))
     buffer = io.BytesIO()
-    image.convert("RGB").resize((width, height)).save(buffer, "JPEG", quality=85)
-    return _embedded(buffer.getvalue(), "jpeg", width, height, shown=shown)
+    small.save(buffer, "PNG" if exact else "JPEG", **({} if exact else {"quality": 85}))
+    return _embedded(buffer.getvalue(), "png" if exact else "jpeg", *small.size)
 
 
-def _embedded(data: bytes, kind: str, width: int, height: int, *, shown: int) -> PictureView:
+def _embedded(data: bytes, kind: str, width: int, height: int) -> PictureView:
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return PictureView(uri, width, height, pixelated=shown <= PIXELATED_UP_TO)
+    return PictureView(uri, width, height, pixelated=max(width, height) <= PIXELATED_UP_TO)

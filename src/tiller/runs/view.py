@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tiller.runs.advice import advice
-from tiller.runs.embedded import PictureView, StripView, picture, strips, thumbnail
+from tiller.runs.embedded import PictureView, RowView, picture, rows, thumbnail
 from tiller.runs.files import size_text
 from tiller.runs.record import Record
 from tiller.runs.templating import changed, direction, number
-from tiller.runs.words_view import UnseenView, WordsView, unseen_view, words_view
+from tiller.runs.words_view import UnseenView, WordsView, picture_width, unseen_view, words_view
 
 FRAMES = 12  # of the filmstrip, at most: evenly chosen, so that the file stays small
 
@@ -59,7 +59,7 @@ class RunView:
     best_step: int
     words: WordsView | None
     unseen: UnseenView | None
-    strips: list[StripView]
+    noises: list[RowView]
     scores: list[ScoreView]
     frames: list[FrameView]
     stopped: str
@@ -107,7 +107,7 @@ def view(record: Record) -> RunView:
         best_step=record.best_step,
         words=words_view(record),
         unseen=unseen_view(record),
-        strips=_strips(record),
+        noises=_noises(record),
         scores=_scores(record),
         frames=_frames(record),
         stopped=ending(record),
@@ -176,10 +176,11 @@ def _frames(record: Record) -> list[FrameView]:
     return frames
 
 
-def _strips(record: Record) -> list[StripView]:
+def _noises(record: Record) -> list[RowView]:
     """All of a candidate's pictures, where each was drawn from several noises."""
-    found = [("Before", "baseline-seeds"), ("After", "best-seeds")]
-    return strips([(title, record.path / "images" / f"{name}.png") for title, name in found])
+    files = [("Before", "baseline-seeds"), ("After", "best-seeds")]
+    paths = [(title, record.path / "images" / f"{name}.png") for title, name in files]
+    return rows(paths, picture_width(record))
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:

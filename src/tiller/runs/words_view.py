@@ -8,8 +8,9 @@ from statistics import fmean, median
 from typing import Any
 
 from tiller.runs.charts import Curve, Panel, charts
-from tiller.runs.embedded import StripView, strips
+from tiller.runs.embedded import RowView, rows
 from tiller.runs.found_words import FoundWords, Piece, Prompt, Worth, found_words
+from tiller.runs.png import open_png
 from tiller.runs.record import Record
 from tiller.runs.templating import changed, direction, number
 from tiller.runs.word_charts import Changes, distributions
@@ -44,6 +45,7 @@ class WorthView:
 class PromptView:
     """One of the best prompts; `mark` says which is the user's."""
 
+    rank: int
     prompt: str
     negative_prompt: str
     score: str
@@ -94,7 +96,7 @@ class UnseenView:
     noises: int
     scores: list[UnseenScore]
     verdict: str
-    strips: list[StripView]
+    pictures: list[RowView]
     chart: dict[str, str]
 
 
@@ -149,16 +151,16 @@ def _worth(worth: Worth, lowers: bool) -> WorthView:
 
 def _top(found: FoundWords) -> list[PromptView]:
     """The best prompts, and the user's own wherever it stands."""
-    shown = list(found.prompts[:TOP])
-    if found.own not in shown:
-        shown.append(found.own)
-    return [_prompt(prompt, found) for prompt in shown]
+    ranked = [_prompt(i, prompt, found) for i, prompt in enumerate(found.prompts, start=1)]
+    return [view for view in ranked if view.rank <= TOP or view.mark]
 
 
-def _prompt(prompt: Prompt, found: FoundWords) -> PromptView:
+def _prompt(rank: int, prompt: Prompt, found: FoundWords) -> PromptView:
     by = prompt.score - found.own.score
-    mine = prompt == found.own
+    own = (found.own.prompt, found.own.negative_prompt)
+    mine = (prompt.prompt, prompt.negative_prompt) == own
     return PromptView(
+        rank=rank,
         prompt=prompt.prompt,
         negative_prompt=prompt.negative_prompt,
         score=number(prompt.score),
@@ -184,7 +186,7 @@ def _population(found: FoundWords) -> dict[str, str] | None:
         Curve(x, so_far, "best so far"),
     ]
     panel = Panel("Score of every prompt", curves, found.own.score)
-    return charts([panel], "population", "rounds of prompts; the first is your own")
+    return charts([panel], "population", "rounds of prompts; 0 is your own", whole=True)
 
 
 def unseen_view(record: Record) -> UnseenView | None:
@@ -194,17 +196,27 @@ def unseen_view(record: Record) -> UnseenView | None:
         return None
     held_out = record.held_out
     names = sorted(entry["change"], key=lambda name: name in held_out)
-    rows = [_unseen_score(entry, name, record) for name in names]
+    scores = [_unseen_score(entry, name, record) for name in names]
     panels = [_changes(entry, name, held_out) for name in names]
     images = [("Before", "before"), ("After", "after")]
     paths = [(title, record.path / entry["images"][which]) for title, which in images]
     return UnseenView(
         noises=int(entry["noises"]),
-        scores=rows,
+        scores=scores,
         verdict=unseen_verdict(record),
-        strips=strips(paths),
+        pictures=rows(paths, picture_width(record)),
         chart=changes_chart(panels, "unseen"),
     )
+
+
+def picture_width(record: Record) -> int:
+    """How wide the model draws, in pixels.
+
+    Raises:
+        RunError: the unsteered picture is damaged.
+    """
+    path = record.baseline_image
+    return 1 if path is None else int(open_png(path)[0].size[0])
 
 
 def _unseen_score(entry: dict[str, Any], name: str, record: Record) -> UnseenScore:
