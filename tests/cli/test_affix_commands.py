@@ -116,6 +116,10 @@ def test_a_steered_affix_is_redrawn_in_plain_diffusers(
     asked(tiller, "export", run["run"], "--to", "python")
     script = Path(run["run"]) / "exports" / "python" / "redraw.py"
     assert "prompt_embeds" in script.read_text()
+    for to, says in (("a1111", "before the text encoder"), ("diffusers", "take --to python")):
+        refused = tiller("export", run["run"], "--to", to)
+        assert refused.code == 2
+        assert says in " ".join(refused.err.split())
     ran(script, [], monkeypatch)
     assert np.abs(pixels(script.with_name("best.png")) - pixels(run["image"])).max() <= 1
 

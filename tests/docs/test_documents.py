@@ -98,10 +98,12 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 def test_commands_in_the_documents_use_options_that_exist(document: Path) -> None:
     helps: dict[str, str] = {}
     for body in blocks(document, ""):
-        for line in re.findall(r"^(?:\.venv/bin/)?tiller (\w+)(.*)$", body, re.MULTILINE):
+        named = r"^(?:\.venv/bin/)?tiller ((?:(?:affix|concept) )?\w+)(.*)$"
+        for line in re.findall(named, body, re.MULTILINE):
             command, rest = line
             if command not in helps:
-                shown = run([sys.executable, "-m", "tiller", command, "--help"], ROOT)
+                words = [sys.executable, "-m", "tiller", *command.split(), "--help"]
+                shown = run(words, ROOT)
                 assert shown.returncode == 0, f"{document.name}: tiller {command}: {shown.stderr}"
                 helps[command] = shown.stdout
             for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", rest):

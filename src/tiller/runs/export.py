@@ -58,9 +58,9 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
     """
     record = read_run(run_dir)
     if to not in available(record) and (to not in FORMATS or to == "diffusers"):
-        kind = "learned tensors, and this run has none" if to in _ELSEWHERE else "unknown"
         raise InvalidInput(
-            f"cannot export to {to!r}: it is {kind}. This run has: {', '.join(available(record))}"
+            f"cannot export to {to!r}: {_missing(record, to)}. This run has: "
+            f"{', '.join(available(record))}"
         )
     if to == "python" and not _redrawable(record):
         raise InvalidInput(
@@ -111,14 +111,30 @@ def _elsewise(record: Record) -> str:
 
 
 def _trained(record: Record) -> bool:
-    """Whether the best picture was drawn with trained weights: read off the file's header."""
+    """Whether the best picture was drawn with trained weights."""
+    return any(name.startswith(_WEIGHTS) for name in _names(record))
+
+
+def _missing(record: Record, to: str) -> str:
+    """Why a run cannot go to a program that it has nothing for."""
+    if to not in _ELSEWHERE:
+        return "it is unknown"
+    if "prompt_embeds" not in _names(record):
+        return "it is learned tensors, and this run has none"
+    if to == "diffusers":
+        return "it is trained weights, and this run has states of the prompt: take --to python"
+    return f"{to} reads tokens before the text encoder, and this run's stand behind it"
+
+
+def _names(record: Record) -> list[str]:
+    """The names in `best.safetensors`, read off its header; none where there is no such file."""
     path = record.path / BEST
     if not path.is_file():
-        return False
+        return []
     with explained(path, "read the best picture's inputs"), path.open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
     try:
-        return any(name.startswith(_WEIGHTS) for name in json.loads(header))
+        return list(json.loads(header))
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error!r}). Repeat the run") from error
 
