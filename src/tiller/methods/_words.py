@@ -272,7 +272,7 @@ def _say_nothing_to_choose(words: Words) -> None:
         f"no word of {wording.prompt!r} has a substitute{near}, so there is nothing to search; "
         "name some in a file (--set choices=words.json, see docs/words.md)"
         + (", set a lower min_similarity" if wording.least > 0 else "")
-        + (", or set space=negative" if wording.negative is None else ""),
+        + ("" if wording.negative or wording.least > 0 else ", or set space=negative"),
         TillerNotice,
         stacklevel=4,
     )
