@@ -83,7 +83,9 @@ def read_affix(path: str | Path) -> SavedAffix:
     return _affix(path, tensors, metadata)
 
 
-def _affix(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Any:
+def _affix(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> SavedAffix:
     about = _json_object(metadata.get("tiller", ""))
     if about.get("kind") != "affix" or not all(name in tensors for name in TENSORS):
         raise InvalidInput(

@@ -83,10 +83,11 @@ class AffixMethod(Method):
 
     def affixes(self, width: int, *, longest: int | None = None, moves: str = "all") -> Affixes:
         """The space of the tokens, each side at most `longest` of them."""
-        sides = [m if longest is None else min(m, longest) for m in (self.prefix, self.suffix)]
+        most = max(self.prefix, self.suffix) if longest is None else longest
         return Affixes(
             width,
-            *sides,
+            min(self.prefix, most),
+            min(self.suffix, most),
             rank=min(self.rank, width),
             form=self.form,
             orthonormal=self.orthonormal,

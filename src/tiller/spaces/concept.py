@@ -155,4 +155,5 @@ def _principal(words: Float[Tensor, "V D"], d: int) -> Float[Tensor, "D d"]:
     heaviest = first.abs().argmax(0)
     first = first * first[heaviest, torch.arange(first.shape[1])].sign()
     lengths = variances.flip(0)[:d].clamp(min=0).sqrt()
-    return (first * lengths).float()
+    scaled: Tensor = first * lengths
+    return scaled.float()
