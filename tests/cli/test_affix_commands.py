@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tiller.models.loader import load_model
 from tiller.models.trajectory import SamplerSettings, Trajectory
 from tiller.runs.png import to_image
 from tiller.spaces.insertion import Words
+from tiller.testing.fake_pipeline import save_fake_pipeline, save_fake_sdxl_pipeline
 
 PROMPTS = "a red cat\na dog\nan owl\na blue dog\na pig\n"
 REWARDS = ["--reward", "brightness", "--held-out", "darkness"]
@@ -106,9 +107,11 @@ def test_any_method_draws_within_the_affix_and_its_script_redraws_it(
     assert np.abs(pixels(script.with_name("best.png")) - pixels(runs[2]["image"])).max() <= 1
 
 
+@pytest.mark.parametrize("saved", [save_fake_pipeline, save_fake_sdxl_pipeline], ids=["sd", "xl"])
 def test_a_steered_affix_is_redrawn_in_plain_diffusers(
-    tiller: Tiller, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Callable[[Path], Path], tiller: Tiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = saved(tmp_path / "model")
     words = ["steer", "a red cat", "--method", "ipgo", "--model", str(model), *REWARDS, *SMALL]
     words += ["--budget", "steps=4", "--set", "lr=0.2", "--set", "gamma=0"]
     run = asked(tiller, *words, "--out", str(tmp_path))

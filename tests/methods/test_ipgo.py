@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,12 @@ from tiller.rewards import make_reward
 from tiller.solvers.bayes import Bayes
 from tiller.solvers.cma import CmaEs
 from tiller.spaces.insertion import AffixedPrompt, Words
-from tiller.testing.fake_pipeline import FAKE_LENGTH, fake_pipeline
+from tiller.testing.fake_pipeline import (
+    FAKE_LENGTH,
+    fake_lcm_pipeline,
+    fake_pipeline,
+    fake_sdxl_pipeline,
+)
 from tiller.testing.method_conformance import check_method
 
 SMALL = Ipgo(num_inference_steps=3, prefix=2, suffix=3, rank=4)
@@ -249,6 +255,21 @@ def test_a_gradient_that_misses_the_noise_is_refused(changes: dict[str, Any], ta
         replace(BOTH, **changes).build(task)
     with pytest.raises(InvalidInput, match="ddim"):
         replace(BOTH, scheduler="lms").build(task)
+
+
+@pytest.mark.parametrize("kind", [fake_sdxl_pipeline, fake_lcm_pipeline], ids=["xl", "lcm"])
+def test_other_families_are_affixed_alike(kind: Callable[[], Any]) -> None:
+    """Two encoders' states side by side, their pooled states left alone; no second branch."""
+    model = load_model(kind())
+    own = Task(model, "a red cat", "", make_reward("brightness"))
+    steps = run(replace(SMALL, num_inference_steps=2, lr=0.1, gamma=0.0), own, 4)
+    told = space_of(steps[-1]).decode(steps[-1].z).conditioning
+    plain = own.conditioning()
+    assert told.prompt_embeds.shape[1:] == (2 + 9 + 3, plain.prompt_embeds.shape[2])
+    assert (told.negative_prompt_embeds is None) == (plain.negative_prompt_embeds is None)
+    if plain.pooled_prompt_embeds is not None:
+        assert torch.equal(told.pooled_prompt_embeds, plain.pooled_prompt_embeds)
+    assert steps[-1].evaluation.reward[0] > steps[1].evaluation.reward[0]
 
 
 def test_equal_seeds_begin_with_equal_tokens(task: Task) -> None:
