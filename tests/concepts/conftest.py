@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from PIL import Image
 
@@ -9,10 +11,16 @@ from tiller.models import FrozenModel, load_model
 from tiller.testing.fake_pipeline import fake_pipeline
 
 
+def quick(model: FrozenModel) -> FrozenModel:
+    """The model with two sampling steps in place of fifty: its drawings show nothing anyway."""
+    model.defaults = dataclasses.replace(model.defaults, num_inference_steps=2)
+    return model
+
+
 @pytest.fixture(scope="session")
 def model() -> FrozenModel:
     """The fake pipeline as a frozen model: 16 x 16 pixels, embeddings of width 16."""
-    return load_model(fake_pipeline())
+    return quick(load_model(fake_pipeline()))
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def _saved(tensors: dict[str, Tensor], concept: Concept) -> bytes:
 
     about = json.dumps({**concept.about, "token": concept.token})
     plain = {name: vectors.contiguous() for name, vectors in tensors.items()}
-    return save(plain, {"format": "pt", "tiller": about})
+    return save(plain, {"tiller": about})  # one name: safetensors writes several in any order
 
 
 def file_name(token: str) -> str:

@@ -199,7 +199,7 @@ def resume_concept(
     names = range(1, len(spec["pictures"]) + 1)
     images = [store.load_image(f"input-{i:02d}")[0] for i in names]
     latents = _latents(loaded, chosen, images)
-    said = templates.training(spec["subject"], emoji=is_emoji(loaded))
+    said = _sentences(loaded, spec["subject"], chosen.tokens)
     material = Material.load(store.path / SPACE, latents, said)
     with store:
         if budget is not None:
@@ -242,12 +242,31 @@ def _material(
     model: FrozenModel, method: ConceptMethod, pictures: Pictures, subject: str, seed: int
 ) -> tuple[Material, list[str]]:
     """What is learned from, and the words that e0 was made of, the heaviest first."""
-    said = templates.training(subject, emoji=is_emoji(model))
+    said = _sentences(model, subject, method.tokens)
     words = words_of(model)
     start, began = _start(model, method, pictures, words, said[0], seed)
     space, z = method.space(start, words, seed)
     latents = _latents(model, method, [item.image for item in pictures.items])
     return Material(space, z, latents, said), began
+
+
+def _sentences(model: FrozenModel, subject: str, tokens: int) -> tuple[str, ...]:
+    """The training sentences that the text encoders read whole, the word's vectors included.
+
+    Raises:
+        InvalidInput: none is read whole.
+    """
+
+    def fits(sentence: str) -> bool:
+        rest = sentence.replace("{}", " ")
+        sizes = [len(t(rest).input_ids) + tokens - t.model_max_length for t in model.tokenizers]
+        return max(sizes) <= 0
+
+    found = tuple(s for s in templates.training(subject, emoji=is_emoji(model)) if fits(s))
+    if not found:
+        limit = min(int(tokenizer.model_max_length) for tokenizer in model.tokenizers)
+        raise InvalidInput(f"a prompt of this model has {limit} places; got {tokens=} for one word")
+    return found
 
 
 def _start(

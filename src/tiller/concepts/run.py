@@ -98,7 +98,8 @@ class Material:
 
         try:
             with explained(path, "read the concept's space"), safe_open(path, "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies lie where torch puts tensors: products round by where their factors lie.
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 about = file.metadata()
             start = torch.split(found["start"], json.loads(about["widths"]), dim=1)
             space = ConceptSpace(start, found.get("basis"), float(about["spread"]))

@@ -57,7 +57,8 @@ def words_of(model: FrozenModel) -> Words:
     if any(v[f"{n}</w>"] != i for v in vocabularies[1:] for n, i in zip(names, ids, strict=True)):
         raise InvalidInput("the model's text encoders number their words differently")
     if not names:  # a tokenizer of bytes or of single letters: all its tokens are its words
-        names, ids = list(first), list(first.values())
+        names = sorted(first, key=first.__getitem__)  # tokenizers list them in any order
+        ids = [first[name] for name in names]
     return Words(tuple(names), tuple(table[ids].float().cpu() for table in tables))
 
 

@@ -59,7 +59,7 @@ class ConceptSpace(Continuous[Vectors]):
                 f"the basis must be [{sum(self.widths)}, d], the widths of the text encoders "
                 f"together, got {list(basis.shape)}"
             )
-        self.basis = None if basis is None else basis.float()
+        self.basis = None if basis is None else basis.float().contiguous()
         self.spread = spread
 
     @property
