@@ -97,7 +97,7 @@ def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], l
 
     Example:
         >>> split(["a", "b", "c", "d"], 0.25, seed=0)
-        (['a', 'c', 'd'], ['b'])
+        (['b', 'c', 'd'], ['a'])
     """
     if not 0 <= share < 1:
         raise InvalidInput(f"the share of prompts to hold back must lie in [0, 1), got {share}")

@@ -23,8 +23,8 @@ def rotated(v: Tensor, angles: Tensor) -> Tensor:
     Example:
         >>> v = torch.tensor([[[1.0], [0.0], [0.0], [0.0]]])
         >>> quarter = torch.tensor([[math.pi / 2, 0.0]])
-        >>> rotated(v, quarter).flatten().round().tolist()
-        [0.0, 1.0, 0.0, 0.0]
+        >>> [round(number) for number in rotated(v, quarter).flatten().tolist()]
+        [0, 1, 0, 0]
 
     Source: IPGO, equations 3 to 5.
     """
