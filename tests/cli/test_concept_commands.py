@@ -1,0 +1,228 @@
+"""`concept learn`, `draw`, `convert`, `evaluate`: what they print, write and return."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ended import Ended, Tiller
+from PIL import Image
+from safetensors.torch import load_file
+
+SMALL = ["--init", "x", "--set", "popsize=4", "--set", "check_every=1", "--set", "preview_every=0"]
+SMALL += ["--set", "held_out_draws=2", "--set", "draws=2"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for i, ground in enumerate(("white", "gray", "yellow")):
+        image = Image.new("RGB", (20 + 10 * i, 24), ground)
+        image.paste((200, 30, 60), (4, 4, 14, 16))
+        image.save(folder / f"{i}.png")
+        paths.append(folder / f"{i}.png")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def steps(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake model, which draws in two steps."""
+    own = shutil.copytree(model, tmp_path_factory.mktemp("concept") / "fake")
+    (own / "defaults.json").write_text(json.dumps({"num_inference_steps": 2}))
+    return own
+
+
+@pytest.fixture
+def learn(tiller: Tiller, steps: Path, photos: list[Path], tmp_path: Path) -> Callable[..., Ended]:
+    def run(*options: object, token: str = "<duck>", given: list[Path] | None = None) -> Ended:
+        pictures = photos if given is None else given
+        common = ["--model", steps, "--out", tmp_path / "runs", "--budget", "steps=2", *SMALL]
+        return tiller("concept", "learn", *pictures, "--token", token, *common, *options)
+
+    return run
+
+
+def test_learn_prints_one_object_and_leaves_a_page(
+    learn: Callable[..., Ended], photos: list[Path]
+) -> None:
+    ended = learn("--json")
+    assert ended.code == 0, ended.err
+    found = ended.json
+    assert (found["token"], found["method"]) == ("<duck>", "gfti")
+    assert found["stopped"] == "budget: steps=2"
+    assert found["cost"]["forwards"] == 2 * 4 * 2
+    assert list(load_file(found["file"])) == ["<duck>"]
+    assert all(Path(path).is_file() for path in found["images"])
+    page = Path(found["report"]).read_text()
+    assert "&lt;duck&gt;" in page
+    assert all(path.name in page for path in photos)
+    assert "centre crop, 40% cut off" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/") >= len(photos) + 4
+
+
+def test_without_json_people_see_the_files_and_what_to_do_next(
+    learn: Callable[..., Ended], tiller: Tiller
+) -> None:
+    ended = learn("--method", "ti")
+    assert ended.code == 2
+    assert "unknown field of method ti 'popsize'" in ended.err
+    ended = learn()
+    assert ended.code == 0
+    for wanted in (
+        "token    <duck>",
+        "learned_embeds.safetensors",
+        "report.html",
+        "tiller concept draw",
+    ):
+        assert wanted in ended.out
+    assert "held-out loss" in ended.err
+    assert "round 2/2" in ended.err
+    assert learn("--quiet").err == ""
+
+
+def test_resume_and_report_know_a_concepts_run(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+    longer = tiller("resume", run, "--budget", "steps=3", "--json")
+    assert longer.code == 0, longer.err
+    assert longer.json["run"] == run
+    assert longer.json["cost"]["steps"] == 3
+    shown = tiller("report", run, "--json")
+    assert shown.code == 0
+    assert Path(shown.json["report"]).is_file()
+
+
+def test_draw_writes_pictures_that_say_how_they_were_made(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+    (tmp_path / "second").mkdir()
+    shutil.copy(f"{run}/learned_embeds.safetensors", tmp_path / "second")
+    ended = tiller(
+        *("concept", "draw", "a <duck> and <two>", "--concept", run, "-n", "2", "--seed", "5"),
+        *("--concept", f"{tmp_path / 'second'}=<two>", "--out", tmp_path / "drawn", "--json"),
+    )
+    assert ended.code == 0, ended.err
+    names = [Path(path).name for path in ended.json["images"]]
+    assert names == ["a-duck-and-two-5.png", "a-duck-and-two-6.png"]
+    with Image.open(ended.json["images"][0]) as image:
+        parameters = image.text["parameters"]  # type: ignore[attr-defined]  # PNG files have it
+    assert "a <duck> and <two>" in parameters
+    assert "Seed: 5" in parameters
+    again = tiller(
+        "concept", "draw", "a <duck> and <two>", "--concept", run, "--seed", "6",
+        "--concept", f"{tmp_path / 'second'}=<two>", "--out", tmp_path / "again", "--json",
+    )  # fmt: skip
+    assert Path(again.json["images"][0]).read_bytes() == Path(ended.json["images"][1]).read_bytes()
+
+
+def test_clashes_and_words_that_are_not_named(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path, steps: Path
+) -> None:
+    run = learn("--json").json["run"]
+    twice = tiller("concept", "draw", "a <duck>", "--concept", run, "--concept", run)
+    assert twice.code == 2
+    assert "two concepts use the token '<duck>'" in twice.err
+    named = tiller("concept", "draw", "a cat", "--concept", run, "--out", tmp_path / "drawn")
+    assert named.code == 0
+    assert "the prompt names none of <duck>" in named.err
+    other = tiller("concept", "draw", "a <duck>", "--concept", run, "--model", "emoji")
+    assert other.code == 2
+    assert "it was learned for another model" in other.err
+    odd = tiller("concept", "draw", "a <duck>", "--concept", run, "--set", "steps=3")
+    assert odd.code == 2
+    assert "unknown field of the sampler 'steps'" in odd.err
+
+
+def test_convert_writes_what_others_read(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+    ended = tiller("concept", "convert", run, "--to", "a1111", "--json")
+    assert ended.code == 0, ended.err
+    (file,) = ended.json["files"]
+    assert Path(file) == Path(run) / "a1111" / "duck.safetensors"
+    assert list(load_file(file)) == ["emb_params"]
+    back = tiller(
+        *("concept", "convert", file, "--to", "diffusers", "--token", "<goose>"),
+        *("--out", tmp_path / "back", "--json"),
+    )
+    assert list(load_file(back.json["files"][0])) == ["<goose>"]
+    wrong = tiller("concept", "convert", run, "--to", "onnx")
+    assert wrong.code == 2
+    assert "unknown format 'onnx'; expected one of diffusers, a1111, comfyui" in wrong.err
+
+
+def test_evaluate_takes_the_runs_own_pictures(learn: Callable[..., Ended], tiller: Tiller) -> None:
+    run = learn("--json").json["run"]
+    ended = tiller(
+        *("concept", "evaluate", run, "--images", "1", "--clip", "emoji", "--word", "x", "--json")
+    )
+    assert ended.code == 0, ended.err
+    assert ended.json["concept"]["token"] == "<duck>"
+    assert ended.json["words"][0]["token"] == "x"
+    assert -1 <= ended.json["concept"]["reconstruction"] <= 1
+    bare = tiller("concept", "evaluate", f"{run}/learned_embeds.safetensors", "--images", "1")
+    assert bare.code == 2
+    assert "expected the pictures that learned_embeds.safetensors was learned from" in bare.err
+
+
+def test_a_steered_picture_may_name_a_concept_and_be_resumed(
+    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+    common = ["--reward", "brightness", "--held-out", "darkness", "--method", "best_of_n"]
+    common += ["--model", steps, "--out", tmp_path / "out", "--budget", "images=2", "--json"]
+    taught = tiller("steer", "a <duck>", "--concept", run, *common)
+    assert taught.code == 0, taught.err
+    plain = tiller("steer", "a <duck>", *common)
+    assert taught.json["scores"] != plain.json["scores"]
+    longer = tiller("resume", taught.json["run"], "--budget", "images=4", "--json")
+    assert longer.code == 0, longer.err
+    assert longer.json["cost"]["images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"token": "a"}, "is a word that the model knows"),
+        ({"token": ""}, "a concept needs a token"),
+        ({"token": "my duck"}, "no blanks"),
+    ],
+)
+def test_bad_tokens_are_one_line(
+    bad: dict[str, str], message: str, learn: Callable[..., Ended], tmp_path: Path
+) -> None:
+    ended = learn(**bad)
+    assert ended.code == 2
+    assert message in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_pictures_are_one_line_and_can_be_left_out(
+    learn: Callable[..., Ended], photos: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "paper.png").write_bytes(b"%PDF-1.4")
+    given = [*photos, tmp_path / "empty.png", tmp_path / "paper.png"]
+    ended = learn(given=given)
+    assert ended.code == 2
+    assert ended.err.strip() == (
+        "error: 2 of 5 pictures cannot be used: empty.png: is empty (0 bytes); paper.png: is a "
+        "PDF, expected a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, ...); put them right, or leave "
+        "them out with --skip-broken"
+    )
+    ended = learn("--skip-broken", "--json", given=given)
+    assert ended.code == 0, ended.err
+    assert "notice: left out: empty.png: is empty (0 bytes)" in ended.err
+    spec = json.loads((Path(ended.json["run"]) / "run.json").read_text())["spec"]
+    assert [item["name"] for item in spec["pictures"]] == [path.name for path in photos]
+    assert len(spec["left_out"]) == 2
+    assert "Left out: empty.png" in Path(ended.json["report"]).read_text()
