@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The API's pages from the docstrings, into docs/api.
 docs: $(VENV)/.installed
 	$(BIN)/pdoc -o docs/api tiller tiller.api tiller.core tiller.models tiller.rewards \
-	    tiller.solvers tiller.methods tiller.runs tiller.testing
+	    tiller.solvers tiller.methods tiller.words tiller.llm tiller.runs tiller.testing
 
 clean:
 	rm -rf $(VENV) demo runs
