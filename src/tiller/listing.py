@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def method(name: str) -> dict[str, Any]:
     own = [
         f for f in fields(kind) if f["name"] in kind.__annotations__ and f["default"] is not None
     ]
-    setting = f" --set {own[0]['name']}={own[0]['default']}" if own else ""
+    first = shlex.quote(f"{own[0]['name']}={own[0]['default']}") if own else ""
+    setting = f" --set {first}" if own else ""
     row = next(row for row in methods() if row["name"] == name)
     command = f"attack {PROMPT}" if name == "attack" else f"steer {PROMPT} --method {name}"
     return {

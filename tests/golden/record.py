@@ -33,6 +33,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "dno_black_box": {"method": "dno", "reward": "jpeg", "budget": "steps=2"},
     "reno": {"method": "reno", "reward": "preference", "budget": "steps=3"},
+    "ipgo": {
+        "method": "ipgo",
+        "reward": "preference",
+        "budget": "steps=4",
+        "gradient": "last(3)",
+        "lr": 0.02,
+    },
+    "ipgo_dno": {"method": "ipgo_dno", "reward": "preference", "budget": "steps=3"},
     "lgd": {"method": "lgd", "reward": "preference", "budget": "steps=1"},
 }
 PROMPT = "a red cat on a blue background"
