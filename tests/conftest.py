@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,12 @@ import torch  # noqa: E402
 def _one_thread() -> None:
     """Sums do not depend on the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """A shell starts what it puts in the background with Ctrl-C ignored; some tests press it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _three_prompts(request: dict[str, Any]) -> Any:

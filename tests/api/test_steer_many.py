@@ -37,6 +37,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         {"method": "best_of_n", "budget": "images=5"},
         {"warm_start": 2},
         {"population": 4, "halve_every": 1},
+        {"method": "ipgo", "prefix": 2, "suffix": 1, "rank": 3},
     ],
     ids=str,
 )
@@ -73,6 +74,22 @@ def test_the_sampler_runs_once_a_round_for_all(
     monkeypatch.setattr(Trajectory, "run", counted)
     tiller.steer_many(model, PROMPTS, seeds=[0, 1], **settings(tmp_path, budget="steps=2"))
     assert rows == [1, 1, 1, 1, 4, 4], "four unsteered pictures, then two rounds"
+
+
+def test_prompts_of_one_length_are_drawn_together_within_affixes(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    run = Trajectory.run
+
+    def counted(self: Trajectory, noise: Any, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(noise))
+        return run(self, noise, *args, **kwargs)
+
+    monkeypatch.setattr(Trajectory, "run", counted)
+    small = {"method": "ipgo", "prefix": 1, "suffix": 1, "rank": 2, "budget": "steps=2"}
+    tiller.steer_many(model, ["a fox", "a hen", "a pike"], **settings(tmp_path, **small))
+    assert rows == [1, 1, 1, 3, 2, 1], "three unsteered, all together, then by length"
 
 
 def test_called_again_it_continues_and_repeats_nothing(model: FrozenModel, tmp_path: Path) -> None:

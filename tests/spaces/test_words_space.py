@@ -65,7 +65,7 @@ def test_zeros_are_the_users_own_words_and_rows_are_a_candidates_noises() -> Non
     assert expected.negative_prompt_embeds is not None
     assert torch.equal(negative, expected.negative_prompt_embeds)
     assert "together 27 prompts" in space.describe()
-    assert "scarlet (wordnet-synonym)" in space.describe()
+    assert "scarlet (user)" in space.describe()
 
 
 def test_the_users_negative_prompt_comes_first() -> None:
