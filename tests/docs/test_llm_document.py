@@ -43,7 +43,7 @@ def test_its_commands_and_its_code_run(
         steered = [shlex.split(line) for line in commands if line.startswith("tiller ")]
         assert len(steered) == 3
         for words in steered:
-            quick = ("num_inference_steps=2", "seeds=1", "unseen=0")
+            quick = ("num_inference_steps=2", "noises=1", "unseen=0")
             monkeypatch.setattr(sys, "argv", [*words, *(f"--set={field}" for field in quick)])
             with pytest.raises(SystemExit) as ended:
                 main()
