@@ -60,11 +60,17 @@ class Pictures(Objective[Inputs, Tensor]):
         return model, self.trajectory.settings, self.gradient, self.checkpoint
 
     def render_jointly(self, xs: Sequence[Inputs], draws: Sequence[Draw]) -> list[Tensor]:
-        """Pictures of several runs' candidates, from one trajectory where they are told as much."""
-        if len({x.conditioning.prompt_embeds.shape[1:] for x in xs}) > 1:
-            return [self.render(x, draw) for x, draw in zip(xs, draws, strict=True)]
-        pictures = self.render(joined(xs), draws[0])  # a frozen model draws no lots
-        return list(torch.split(pictures, [len(x.noise) for x in xs]))
+        """Pictures of several runs' candidates, those that are told as much from one trajectory."""
+        alike: dict[torch.Size, list[int]] = {}
+        for k, x in enumerate(xs):
+            alike.setdefault(x.conditioning.prompt_embeds.shape[1:], []).append(k)
+        found: dict[int, Tensor] = {}
+        for members in alike.values():
+            some = [xs[k] for k in members]
+            pictures = self.render(joined(some), draws[0])  # a frozen model draws no lots
+            parts = torch.split(pictures, [len(x.noise) for x in some])
+            found.update(zip(members, parts, strict=True))
+        return [found[k] for k in range(len(xs))]
 
     def room(self, x: Inputs, gradient: bool) -> int | None:
         """As many candidates as the free memory takes, each step's activations counted."""
