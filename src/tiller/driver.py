@@ -152,7 +152,7 @@ class _Driver:
 
     def __init__(self, run: Run, store: RunStore, interrupted: Callable[[], bool]) -> None:
         self.run, self.store, self.interrupted = run, store, interrupted
-        self.guard = Guard(run.method.stop_below, run.method.patience)
+        self.guard = Guard(run.method.stop_below, run.method.patience, run.method.lowers)
         self.watched = run.watched[0] if run.watched else None
         self.before: dict[str, float] = {}
         self.scores: dict[str, float] = {}
@@ -192,14 +192,18 @@ class _Driver:
             return "interrupted" if pressed else None
         if step.best.round == step.index:
             scores = self.run.scores(step.best.y)
-            held_out = scores[self.watched] if self.watched else step.best.reward
+            held_out = self._held_out(scores, step)
             if not self.best or self.guard.keeps(self.probability, held_out):
                 self.fresh, self.scores = True, scores
                 self.best = {"best_score": step.best.score, "best_reward": step.best.reward}
                 _save_best(self.store, self.run, step, scores)
-        kept = self.scores.get(self.watched or "", step.best.reward) if self.fresh else None
+        kept = self._held_out(self.scores, step) if self.fresh else None
         ended = self.guard.after(self.probability, kept)
         return ended or ("interrupted" if self.interrupted() and step.stopped is None else None)
+
+    def _held_out(self, scores: Mapping[str, float], step: Step) -> float:
+        """The worth of the picture to a reward that is not optimized; to the run's own without."""
+        return self.guard.worth(scores[self.watched]) if self.watched else step.best.reward
 
     def keep(self, step: Step) -> Progress:
         """Keep the round: its journal line, then its state."""

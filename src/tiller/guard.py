@@ -27,12 +27,14 @@ class Guard:
             what was found before; 0 for never.
         patience: end the run where the held-out reward has not risen above its peak for so many
             rounds, and keep the picture of that peak; 0 for not looking at it.
-        peak: the highest held-out score so far; the unsteered picture's at the start.
+        lowers: the run seeks low scores, so that the held-out reward should fall as well.
+        peak: the highest held-out worth so far; the unsteered picture's at the start.
         since: rounds since then.
     """
 
     stop_below: float = 0.0
     patience: int = 0
+    lowers: bool = False
     peak: float = float("-inf")
     since: int = 0
 
@@ -49,6 +51,10 @@ class Guard:
         if self._noise is None or not torch.equal(noise, self._noise):
             self._noise, self._probability = noise, float(probability(noise))
         return self._probability
+
+    def worth(self, held_out: float) -> float:
+        """What a held-out score is worth to the run; higher is better."""
+        return -held_out if self.lowers else held_out
 
     def keeps(self, probability: float, held_out: float) -> bool:
         """Whether a better picture with these values takes the place of the best so far."""
@@ -72,8 +78,13 @@ class Guard:
         """Stand where the journal's rounds leave a run that goes on."""
         for entry in entries:
             if entry["kind"] == "baseline":
-                self.peak = entry["scores"].get(held_out, self.peak)
+                self.peak = self._found(entry, held_out)
             elif entry["kind"] == "step" and not entry.get("relaxed"):
                 fresh = entry["image"] is not None
-                self.peak = max(self.peak, entry["scores"].get(held_out, self.peak))
+                self.peak = max(self.peak, self._found(entry, held_out))
                 self.since = 0 if fresh else self.since + 1
+
+    def _found(self, entry: Entry, held_out: str | None) -> float:
+        """The worth of what a line says of the held-out reward; the peak where it says nothing."""
+        score = entry["scores"].get(held_out)
+        return self.peak if score is None else self.worth(score)

@@ -100,3 +100,12 @@ def test_refuses_what_cannot_be(
     with pytest.raises(InvalidInput, match=next(iter(settings))):
         steer(model, tmp_path, **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_low_scores_are_sought_a_fall_of_the_held_out_reward_is_welcome() -> None:
+    guard = Guard(patience=2, lowers=True)
+    guard.recall([{"kind": "baseline", "scores": {"clip": 0.8}}], "clip")
+    assert guard.keeps(1.0, guard.worth(0.7))
+    assert not guard.keeps(1.0, guard.worth(0.9))
+    assert guard.after(1.0, guard.worth(0.7)) is None
+    assert not guard.keeps(1.0, guard.worth(0.75))

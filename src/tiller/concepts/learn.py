@@ -260,7 +260,7 @@ def _sentences(model: FrozenModel, subject: str, tokens: int) -> tuple[str, ...]
     def fits(sentence: str) -> bool:
         rest = sentence.replace("{}", " ")
         sizes = [len(t(rest).input_ids) + tokens - t.model_max_length for t in model.tokenizers]
-        return max(sizes) <= 0
+        return bool(max(sizes) <= 0)
 
     found = tuple(s for s in templates.training(subject, emoji=is_emoji(model)) if fits(s))
     if not found:
