@@ -152,7 +152,8 @@ class ProgressLine:
         left = cost.seconds * (1 - done) / done if done > 0 else 0.0
         since = now - self._seen
         elapsed = clock(now - self._started)
-        rest = "" if step.stopped else f", about {clock(max(0.0, left - since))} left"
+        told = step.stopped or step.relaxed  # a relaxed round uses nothing of a budget of images
+        rest = "" if told else f", about {clock(max(0.0, left - since))} left"
         parts.append(elapsed + rest)
         return " · ".join(parts)
 

@@ -31,7 +31,9 @@ def test_one_line_is_one_line(text: str) -> None:
 
 
 def progress(index: int, cost: Cost, stopped: str | None = None) -> Any:
-    step = SimpleNamespace(index=index, phase="ascent\x1b[2J", cost=cost, stopped=stopped)
+    step = SimpleNamespace(
+        index=index, phase="ascent\x1b[2J", cost=cost, stopped=stopped, relaxed=False
+    )
     return SimpleNamespace(
         step=step,
         scores={"clip_heldout": 0.5, "clip": 0.75},
@@ -61,6 +63,15 @@ def test_the_line_has_method_phase_step_scores_cost_and_time_left(
     assert "clip_heldout 0.4000 → 0.5000 (held out)" in text
     assert "80 forwards + 40 backwards" in text
     assert "about 2:00 left" in text  # 30 s for a fifth of the budget leave four fifths
+
+
+def test_a_relaxed_round_does_not_say_what_is_left(line: tuple[ProgressLine, io.StringIO]) -> None:
+    shown, out = line
+    told = progress(2, Cost(steps=2, seconds=30.0))
+    with shown:
+        told.step.relaxed = True
+        shown.update(told)
+    assert " left" not in out.getvalue()
 
 
 def test_lines_come_every_few_seconds_and_at_the_end(
