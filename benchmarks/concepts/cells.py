@@ -1,0 +1,221 @@
+"""What the benchmarks of concepts share: cells (a concept learned in one way), kept on the disk.
+
+A cell is a concept, a variant and a seed. What is measured of it is a line of `cells.jsonl` in the
+folder of `--out`; a line that is there is not computed again, so a script that was interrupted goes
+on, and scripts share what they have in common.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tiller
+from concepts import CONCEPTS, Made, pictures
+from tiller.concepts.learn import ConceptResult, learn_concept
+from tiller.concepts.metrics import Measured, evaluate
+from tiller.concepts.pictures import load_pictures, to_tensor
+from tiller.models import FrozenModel
+from tiller.runs.record import read_run
+
+UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pca": {},
+    "prior": {"projection": "prior"},
+    "random": {"projection": "random"},
+    "full": {"projection": "full"},
+    "d=16": {"d": 16},
+    "d=32": {"d": 32},
+    "d=64": {"d": 64},
+    "d=128": {"d": 128},
+    "2 tokens": {"tokens": 2},
+    "3 tokens": {"tokens": 3},
+    "no init": {"init": "random"},
+    "ti": {"method": "ti"},
+    "ti, 2 tokens": {"method": "ti", "tokens": 2},
+    "ti, no init": {"method": "ti", "init": "random"},
+}
+WORD = "word"  # the variant that learns nothing
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One concept learned in one way, measured.
+
+    Attributes:
+        concept, variant, seed: which one.
+        reconstruction, editability: by the held-out CLIP, the paper's.
+        judge: the judge's shares.
+        loss, start_loss: on trials that chose nothing; None of a word.
+        model_calls: forwards plus backwards of the search.
+        seconds: of the search.
+        curve: (model calls, lowest held-out loss so far).
+        token: what stands for it; of the word, the word.
+    """
+
+    concept: str
+    variant: str
+    seed: int
+    reconstruction: float
+    editability: float
+    judge: dict[str, float | None]
+    loss: float | None
+    start_loss: float | None
+    model_calls: int
+    seconds: float
+    curve: list[tuple[int, float]]
+    token: str
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--concepts", type=int, default=len(CONCEPTS), help="how many, from 1")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=12_000, help="forwards + backwards a cell")
+    parser.add_argument("--images", type=int, default=16, help="pictures of each prompt")
+    parser.add_argument("--out", type=Path, default=Path("runs/concepts"), help="of the cells")
+    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of all cells")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser
+
+
+class Cells:
+    """The cells of a folder, made where they are not there.
+
+    Args:
+        options: of `arguments`.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model: FrozenModel = tiller.load_model(options.model)
+        self.common = dict(setting.split("=", 1) for setting in options.set)
+        self.file = options.out / "cells.jsonl"
+        self.known: dict[str, Cell] = {}
+        if self.file.is_file():
+            for line in self.file.read_text().splitlines():
+                found = json.loads(line)
+                key = found.pop("key")
+                self.known[key] = Cell(**found)
+
+    def grid(self, variants: Sequence[str]) -> dict[str, list[Cell]]:
+        """The cells of each variant: all seeds of the first concept, then of the second."""
+        made = CONCEPTS[: self.options.concepts]
+        keys = [(one, v, s) for one in made for s in range(self.options.seeds) for v in variants]
+        found: dict[str, list[Cell]] = {variant: [] for variant in variants}
+        for i, (one, variant, seed) in enumerate(keys):
+            found[variant].append(self.cell(one, variant, seed))
+            print(f"{i + 1} of {len(keys)} cells", file=sys.stderr, flush=True)
+        return found
+
+    def cell(self, made: Made, variant: str, seed: int) -> Cell:
+        """One cell, from the disk if it is there."""
+        options = self.options
+        fixed = [options.model, options.calls, options.images, sorted(self.common.items())]
+        key = json.dumps([made.name, variant, seed, *fixed])
+        if key not in self.known:
+            self.known[key] = self._made(made, variant, seed)
+            options.out.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as file:
+                file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
+        return self.known[key]
+
+    def _made(self, made: Made, variant: str, seed: int) -> Cell:
+        size = (self.model.defaults.height, self.model.defaults.width)
+        given = load_pictures(pictures(made.name), size)
+        if variant == WORD:
+            return self._word(made, given.tensor(), seed)
+        settings = {"preview_every": 0, "patience": 0} | VARIANTS[variant] | self.common
+        method = settings.pop("method", "gfti")
+        share = self.options.calls if method == "gfti" else self.options.calls // 2
+        result = learn_concept(
+            self.model,
+            given,
+            "<new>",
+            subject=made.subject,
+            method=method,
+            budget=f"forwards={share}",
+            seed=seed,
+            out=self.options.out / "runs",
+            **settings,
+        )
+        measured = self._measured(result.concept, given.tensor(), made, seed)
+        return _cell(made, variant, seed, measured, result)
+
+    def _word(self, made: Made, given: Tensor, seed: int) -> Cell:
+        """The best of a few plain words, by the reconstruction that is reported."""
+        tried = [self._measured(word, given, made, seed) for word in self._near(made, given)]
+        best = max(tried, key=lambda one: one.reconstruction)
+        return _cell(made, WORD, seed, best, None)
+
+    def _near(self, made: Made, given: Tensor) -> list[str]:
+        """The word that was chosen by eye, and the three that a CLIP finds nearest."""
+        from tiller.concepts import templates
+        from tiller.concepts.initialize import similarities
+        from tiller.concepts.vocabulary import is_emoji, words_of
+        from tiller.rewards._tower import EMOJI, tower_for
+
+        sentence = templates.training(made.subject, emoji=is_emoji(self.model))[0]
+        words = words_of(self.model)
+        _, near = similarities(tower_for(EMOJI, given), given, words, sentence)
+        return list(dict.fromkeys([made.word, *near[:3]]))
+
+    def _measured(self, concept: Any, given: Tensor, made: Made, seed: int) -> Measured:
+        return evaluate(
+            self.model,
+            concept,
+            given,
+            subject=made.subject,
+            images=self.options.images,
+            seed=UNSEEN * (seed + 1),
+            clips=["emoji-heldout"],
+        )
+
+
+def _cell(
+    made: Made, variant: str, seed: int, measured: Measured, result: ConceptResult | None
+) -> Cell:
+    judge = {} if measured.judge is None else asdict(measured.judge)
+    cost = None if result is None else result.cost
+    return Cell(
+        concept=made.name,
+        variant=variant,
+        seed=seed,
+        reconstruction=measured.reconstruction,
+        editability=measured.editability,
+        judge=judge,
+        loss=None if result is None else result.loss,
+        start_loss=None if result is None else result.start_loss,
+        model_calls=0 if cost is None else cost.model_calls,
+        seconds=0.0 if cost is None else cost.seconds,
+        curve=[] if result is None else curve(result.run_dir),
+        token=measured.token,
+    )
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """(model calls, lowest held-out loss) at each look of a run."""
+    found: list[tuple[int, float]] = []
+    for entry in read_run(run).entries:
+        if entry.get("held_out") is None:
+            continue
+        cost = entry.get("cost") or {"forwards": 0, "backwards": 0}
+        lowest = min([float(entry["held_out"]), *(loss for _, loss in found)])
+        found.append((cost["forwards"] + cost["backwards"], lowest))
+    return found
+
+
+def drawn(name: str) -> Tensor:
+    """[4, 3, 64, 64] in [0, 1]: the pictures of a concept."""
+    return torch.stack([to_tensor(picture) for picture in pictures(name)])

@@ -1,0 +1,124 @@
+"""Reconstruction against editability of every variant of textual inversion, at equal cost.
+
+Figure 4 of Fei et al. 2023 and what its section 4.3 says of it: subspaces, their dimension, the
+number of pseudo-words, the initialization, gradients beside it; and what a plain word does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from cells import VARIANTS, WORD, Cell, Cells, arguments
+
+from tiller.tasks.statistics import Estimated, estimated
+
+SHOWN = [WORD, *VARIANTS]
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--variants", nargs="*", default=SHOWN, choices=SHOWN)
+    options = parser.parse_args()
+    grid = Cells(options).grid(options.variants)
+    table = {name: row(cells) for name, cells in grid.items()}
+    claims = {text: found for text, found in judged(grid).items() if found is not None}
+    figure(options, table)
+    if options.json:
+        about = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "options": {k: str(v) for k, v in vars(options).items()},
+        }
+        plain = {n: {k: asdict(v) for k, v in cells.items()} for n, cells in table.items()}
+        said = {text: asdict(found) for text, found in claims.items()}
+        print(json.dumps({"about": about, "table": plain, "claims": said}, indent=1))
+        return
+    for name, cells in table.items():
+        print(f"{name:<14}" + "  ".join(f"{key} {value}" for key, value in cells.items()))
+    print("\ndifferences, concept by concept and seed by seed (above 0: the claim's way)")
+    for text, found in claims.items():
+        print(f"{found}  {text}")
+
+
+def row(cells: Sequence[Cell]) -> dict[str, Estimated]:
+    """What the table says of a variant; intervals are over concepts."""
+    values: dict[str, Callable[[Cell], float | None]] = {
+        "reconstruction": lambda c: c.reconstruction,
+        "editability": lambda c: c.editability,
+        "same_subject": lambda c: c.judge.get("same_subject"),
+        "same_colour": lambda c: c.judge.get("same_colour"),
+        "edits_right": lambda c: c.judge.get("edited"),
+        "loss": lambda c: None if c.loss is None or not c.start_loss else c.loss / c.start_loss,
+        "model_calls": lambda c: c.model_calls,
+        "seconds": lambda c: c.seconds,
+    }
+    found = {}
+    for name, value in values.items():
+        known = [(v, c.concept) for c in cells if (v := value(c)) is not None]
+        if known:
+            found[name] = estimated([v for v, _ in known], groups=[g for _, g in known])
+    return found
+
+
+def difference(
+    mine: Sequence[Cell], others: Sequence[Cell], value: Callable[[Cell], float]
+) -> Estimated:
+    """The mean of mine less theirs, of the same concept and seed."""
+    gains = [value(a) - value(b) for a, b in zip(mine, others, strict=True)]
+    return estimated(gains, groups=[cell.concept for cell in mine])
+
+
+def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
+    """The paper's claims as differences; None where a variant was not asked for."""
+
+    def more(a: str, b: str, what: str) -> Estimated | None:
+        if a not in grid or b not in grid:
+            return None
+        return difference(grid[a], grid[b], lambda cell: float(getattr(cell, what)))
+
+    return {
+        "pca reconstructs better than the best plain word": more("pca", WORD, "reconstruction"),
+        "pca reconstructs as ti does": more("pca", "ti", "reconstruction"),
+        "pca edits as ti does": more("pca", "ti", "editability"),
+        "prior reconstructs as pca does": more("prior", "pca", "reconstruction"),
+        "pca reconstructs better than a random projection": more("pca", "random", "reconstruction"),
+        "pca reconstructs better than the full space": more("pca", "full", "reconstruction"),
+        "one word edits better than two": more("pca", "2 tokens", "editability"),
+        "one word edits better than three": more("pca", "3 tokens", "editability"),
+        "one word reconstructs as two do": more("pca", "2 tokens", "reconstruction"),
+        "more dimensions reconstruct better (128, 16)": more("d=128", "d=16", "reconstruction"),
+        "a middle dimension edits best (64, 16)": more("d=64", "d=16", "editability"),
+        "a middle dimension edits best (64, 128)": more("d=64", "d=128", "editability"),
+        "the initialization reconstructs better": more("pca", "no init", "reconstruction"),
+    }
+
+
+def figure(options: argparse.Namespace, table: dict[str, dict[str, Estimated]]) -> None:
+    """Figure 4: a point a variant, with its intervals."""
+    from matplotlib.figure import Figure
+
+    options.figures.mkdir(parents=True, exist_ok=True)
+    drawn = Figure(figsize=(7, 5), layout="constrained")
+    axis = drawn.subplots()
+    for i, (name, cells) in enumerate(table.items()):
+        x, y = cells["reconstruction"], cells["editability"]
+        spread: dict[str, Any] = {
+            "xerr": [[x.value - x.low], [x.high - x.value]],
+            "yerr": [[y.value - y.low], [y.high - y.value]],
+        }
+        axis.errorbar(x.value, y.value, fmt="o", color=f"C{i % 10}", capsize=2, **spread)
+        axis.annotate(name, (x.value, y.value), xytext=(4, 4), textcoords="offset points")
+    axis.set_xlabel("reconstruction (held-out CLIP)")
+    axis.set_ylabel("editability (held-out CLIP)")
+    drawn.savefig(options.figures / "variants.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

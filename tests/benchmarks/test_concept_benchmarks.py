@@ -1,0 +1,93 @@
+"""The benchmarks of concepts run from end to end, on a fake model and a handful of forwards."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiller.models.bundled.scenes import FONT
+from tiller.testing.fake_pipeline import save_fake_pipeline
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "concepts"
+TINY = ["--concepts", "1", "--seeds", "1", "--calls", "16", "--images", "1"]
+FIELDS = ["--set", "draws=2", "held_out_draws=2", "check_every=1", "init=x"]
+
+needs_font = pytest.mark.skipif(not FONT.exists(), reason="the pictures are drawn with the font")
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Any]:
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+
+    def script(name: str, *options: str) -> Any:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, *options, "--json"])
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        return json.loads(capsys.readouterr().out)
+
+    return script
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_fake_pipeline(tmp_path_factory.mktemp("fake"))
+    (folder / "defaults.json").write_text(json.dumps({"num_inference_steps": 1}))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    return ["--out", str(tmp_path / "cells"), "--figures", str(tmp_path / "figures")]
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
+def test_variants_and_convergence_share_their_cells(
+    run: Callable[..., Any], folders: list[str], model: Path, tmp_path: Path
+) -> None:
+    wanted = ["--variants", "word", "pca", "2 tokens", "--model", str(model)]
+    fields = [*FIELDS, "popsize=4"]
+    found = run("variants", *TINY, *fields, *folders, *wanted)
+    assert list(found["table"]) == ["word", "pca", "2 tokens"]
+    assert found["table"]["pca"]["model_calls"]["value"] == 16
+    assert found["claims"]["pca reconstructs better than the best plain word"]["runs"] == 1
+    assert (tmp_path / "figures" / "variants.svg").is_file()
+    cells = tmp_path / "cells" / "cells.jsonl"
+    lines = cells.read_text().splitlines()
+    assert len(lines) == 3
+    assert run("variants", *TINY, *fields, *folders, *wanted) == found
+    assert cells.read_text().splitlines() == lines
+
+
+@needs_font
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_convergence_draws_its_curves(
+    run: Callable[..., Any], folders: list[str], model: Path, tmp_path: Path
+) -> None:
+    found = run("convergence", *TINY, *FIELDS, *folders, "--model", str(model))
+    assert set(found["curves"]) == {"gfti", "gfti, no init", "ti", "ti, no init"}
+    assert all(points[0][0] == 0 for points in found["curves"].values())
+    assert (tmp_path / "figures" / "convergence.svg").is_file()
+
+
+def test_the_distribution_of_the_increment(run: Callable[..., Any], folders: list[str]) -> None:
+    found = run("distribution", *folders)
+    assert found["words"]["deviation"] == pytest.approx(1.0, rel=0.01)
+    assert found["prior"]["deviation"] == pytest.approx(1.0, rel=0.1)
+    assert found["random"]["deviation"] > 3
+    assert found["random"]["ks"] > found["prior"]["ks"]
+
+
+def test_what_a_generation_costs(run: Callable[..., Any], model: Path) -> None:
+    found = run("cost", "--model", str(model), "--rounds", "2", "--set", "popsize=4", "draws=2")
+    assert found["rows"] == 8
+    assert found["generation / bare forwards"] > 0
+    assert 0 < found["CMA-ES share"] < 1
