@@ -208,7 +208,12 @@ def test_training_raises_the_reward_of_prompts_that_it_never_saw(
     assert (trained.run_dir / "images" / "best.png").exists()
     assert trained.cost.images == 30, "looking at unseen prompts is not charged"
     page = tiller.write_report(trained.run_dir).read_text()
-    assert "darkness" in page
+    gain = trained.unseen["brightness"].gain
+    assert f"{gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" in page
+    for text in ("One prefix and suffix for 5 prompts", "2 prompts that it did not", "darkness"):
+        assert text in page
+    assert page.count("data:image") == 2
+    assert 'src="http' not in page
 
 
 def test_what_is_drawn_with_the_file_is_what_the_training_drew(

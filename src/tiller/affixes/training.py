@@ -26,6 +26,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
 from tiller.rewards import RewardSum, make_reward
+from tiller.runs.affix_report import AFFIX
 from tiller.runs.files import write_atomically
 from tiller.runs.journal import Entry
 from tiller.runs.store import RunStore, versions
@@ -33,8 +34,6 @@ from tiller.solvers.bayes import Bayes
 from tiller.solvers.cma import CmaEs
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.spaces.affixes import Affix, Affixes
-
-KIND = "affix"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def train(
     spec = _spec(loaded, plan, reward, Path(file).absolute())
     training = Training({**spec, "command": list(command)}, loaded, reward)
     training.phases()  # refuses what cannot work before there is a folder
-    store = RunStore.create(out, training.spec, f"{KIND}-ipgo")
+    store = RunStore.create(out, training.spec, f"{AFFIX}-ipgo")
     return training.run(store, on_step)
 
 
@@ -167,7 +166,7 @@ def resume_training(
     """
     store = RunStore.open(run_dir)
     spec = store.spec
-    if spec.get("kind") != KIND:
+    if spec.get("kind") != AFFIX:
         raise RunError(f"{run_dir} is no training of an affix; continue it with tiller.resume")
     if (model is None and spec["model"] is None) or (reward is None and spec["reward"] is None):
         raise RunError(
@@ -277,7 +276,10 @@ class Training:
         pictures = self.unseen.pictures(affix)
         scores = self.unseen.scores(pictures)
         store.save_image("best", sheet(pictures), self._about(step.index, means(scores)))
-        return {"scores": means(scores), "each": scores, "image": "images/best.png"}
+        before = next(line["each"] for line in store.entries() if line["kind"] == "baseline")
+        found = {name: one.plain() for name, one in compared(before, scores).items()}
+        kept = {"scores": means(scores), "each": scores, "unseen": found}
+        return {**kept, "image": "images/best.png"}
 
     def _result(self, solver: Solver[Any], state: Any, best: Tensor) -> Affix:
         """The affix where the last step led; for solvers that only propose, the best of all."""
@@ -304,7 +306,7 @@ class Training:
 
     def _about(self, step: int, scores: Mapping[str, float]) -> dict[str, Any]:
         known = {key: self.spec[key] for key in ("prompt", "negative_prompt", "model", "seed")}
-        return {**known, **self.spec["sampler"], "method": KIND, "step": step, "scores": scores}
+        return {**known, **self.spec["sampler"], "method": AFFIX, "step": step, "scores": scores}
 
     def _solver_name(self) -> str:
         name = self.method.solver
@@ -359,7 +361,7 @@ def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict
         budget = dataclasses.replace(budget, steps=rounds)
     held_out = plan.held_out or _held_out(reward)
     return {
-        "kind": KIND,
+        "kind": AFFIX,
         "prompt": f"{len(prompts)} prompts",
         "prompts": prompts,
         "unseen": unseen,

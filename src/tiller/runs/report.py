@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiller.core.errors import InvalidInput
+from tiller.runs.affix_report import AFFIX, affix_page
 from tiller.runs.charts import SERIES, Curve, Panel, charts
 from tiller.runs.concept_report import CONCEPT, concept_page
 from tiller.runs.files import write_atomically
@@ -51,6 +52,8 @@ def write_report(
 def _report(record: Record) -> str:
     if record.spec.get("kind") == CONCEPT:
         return concept_page(record)
+    if record.spec.get("kind") == AFFIX:
+        return affix_page(record)
     panels, legend = _panels(record)
     return rendered(
         "report.html.j2",
