@@ -34,7 +34,7 @@ _WHERE = {
     "steer_many": "tiller.api",
     "write_report": "tiller.runs.report",
 }
-_MODULES = ("rewards", "methods", "solvers", "spaces")
+_MODULES = ("concepts", "rewards", "methods", "solvers", "spaces")
 
 __all__ = ["__version__", *_WHERE, *_MODULES]  # the tables above are the façade
 

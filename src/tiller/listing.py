@@ -43,8 +43,11 @@ def method(name: str) -> dict[str, Any]:
     Raises:
         InvalidInput: no such method.
     """
+    from tiller.concepts.learn import methods as learners
     from tiller.methods._catalog import available
 
+    if name in learners():
+        return _learner(name, learners()[name])
     kind = _named("method", name, available())
     own = [
         f for f in fields(kind) if f["name"] in kind.__annotations__ and f["default"] is not None
@@ -59,6 +62,19 @@ def method(name: str) -> dict[str, Any]:
         "fields": fields(kind),
         "citation": kind.citation,
         "example": f"tiller {command} --budget {kind.default_budget}{setting}",
+    }
+
+
+def _learner(name: str, kind: type[Any]) -> dict[str, Any]:
+    """One method of learning a concept, which steers no picture."""
+    return {
+        "name": name,
+        "idea": idea(kind),
+        "default_budget": str(kind.default_budget),
+        "about": about(kind),
+        "fields": fields(kind),
+        "citation": kind.citation,
+        "example": f'tiller concept learn photos/*.png --token "<duck>" --method {name}',
     }
 
 

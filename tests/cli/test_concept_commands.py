@@ -226,3 +226,12 @@ def test_bad_pictures_are_one_line_and_can_be_left_out(
     assert [item["name"] for item in spec["pictures"]] == [path.name for path in photos]
     assert len(spec["left_out"]) == 2
     assert "Left out: empty.png" in Path(ended.json["report"]).read_text()
+
+
+@pytest.mark.parametrize("name", ["gfti", "ti"])
+def test_the_methods_fields_are_shown_by_name(tiller: Tiller, name: str) -> None:
+    found = tiller("methods", name, "--json").json
+    named = {row["name"] for row in found["fields"]}
+    assert {"draws", "patience", "lr" if name == "ti" else "projection"} <= named
+    assert all(row["doc"] for row in found["fields"])
+    assert "tiller concept learn" in found["example"]

@@ -21,7 +21,8 @@ def methods(name: Name = None, as_json: AsJson = False) -> None:
     from tiller import listing as there_is
 
     columns = ["name", "idea", "needs_gradient", "default_budget"]
-    _list("methods", name, there_is.methods, there_is.method, columns, as_json)
+    more = "gfti and ti, which learn a concept from pictures, are shown by name."
+    _list("methods", name, there_is.methods, there_is.method, columns, as_json, more)
 
 
 def rewards(name: Name = None, as_json: AsJson = False) -> None:

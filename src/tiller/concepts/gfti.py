@@ -12,11 +12,14 @@ from tiller.concepts.base import ConceptMethod
 from tiller.concepts.objective import DenoisingLoss
 from tiller.concepts.vocabulary import Words
 from tiller.core.budget import Budget
+from tiller.core.errors import InvalidInput
 from tiller.core.rng import keyed_generator
 from tiller.core.search import Phase, Problem, SearchState
 from tiller.core.space import starting_at
 from tiller.solvers.cma import CmaEs
 from tiller.spaces.concept import ConceptSpace, basis
+
+DIMENSIONS = 256  # the paper's, of an embedding of 768
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Gfti(ConceptMethod):
         projection: W: pca (the vocabulary's principal axes), prior (random, scaled to the
             vocabulary's spread), random (not scaled) or full (no subspace).
         d: dimensions of a pseudo-word's subspace, at most as many as its embedding and the
-            vocabulary have (section 4.1: 256).
-        stretch: lambda of equation 5; how far W Q reaches, in spreads of the vocabulary.
+            vocabulary have; None for 256 (section 4.1), or a third of a small embedding's width.
+        stretch: lambda of equation 5; how far W Q reaches, in spreads of the vocabulary (ours: the
+            paper leaves it open, and gradients end several spreads away).
         popsize: candidates a round (section 4.1: 30).
         sigma0: first step size (figure 6: N(0, .5)).
         full_up_to: dimensions up to which CMA-ES learns all correlations; above, the diagonal.
@@ -46,8 +50,8 @@ class Gfti(ConceptMethod):
     """
 
     projection: str = "pca"
-    d: int = 256
-    stretch: float = 1.0
+    d: int | None = None
+    stretch: float = 3.0
     popsize: int = 30
     sigma0: float = 0.5
     full_up_to: int = 512
@@ -59,14 +63,17 @@ class Gfti(ConceptMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._solver()
+        if self.d is not None and self.d < 1:
+            raise InvalidInput(f"a subspace has at least one dimension, got d={self.d}")
 
     def space(self, start: list[Tensor], words: Words, seed: int) -> tuple[ConceptSpace, Tensor]:
         """e0 + W Q, and Q = 0."""
-        most = min(sum(table.shape[1] for table in words.tables), len(words.names) - 1)
-        own = {"stretch": self.stretch, "spread": self.sigma0}
+        width = sum(table.shape[1] for table in words.tables)
+        d = min(DIMENSIONS, width // 3) if self.d is None else self.d
         drawn = keyed_generator(seed, "basis")
-        d = max(1, min(self.d, most))
-        W = basis(self.projection, words.tables, d, generator=drawn, **own)
+        own = {"stretch": self.stretch, "spread": self.sigma0}
+        most = min(width, len(words.names) - 1)  # axes that the vocabulary has
+        W = basis(self.projection, words.tables, min(d, most), generator=drawn, **own)
         space = ConceptSpace(start, W, self.sigma0)
         return space, torch.zeros(1, *space.shape)
 

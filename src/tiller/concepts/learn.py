@@ -116,8 +116,8 @@ def learn_concept(
     Example:
         >>> import tiller
         >>> photos = ["one.jpg", "two.jpg", "three.jpg"]
-        >>> found = tiller.learn_concept("emoji", photos, "<duck>")         # doctest: +SKIP
-        >>> tiller.load_model("emoji", concepts=[found.run_dir])            # doctest: +SKIP
+        >>> found = tiller.concepts.learn_concept("emoji", photos, "<duck>")    # doctest: +SKIP
+        >>> tiller.load_model("emoji", concepts=[found.run_dir])                # doctest: +SKIP
     """
     chosen = make(method, settings)
     limits = Budget.parse(budget) if isinstance(budget, str) else budget or chosen.default_budget
