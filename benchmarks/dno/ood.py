@@ -1,11 +1,13 @@
 """Reward hacking out of distribution, with and without PRNO (figures 5, 6 and 14).
 
-    python benchmarks/dno/ood.py [--prompts 16] [--seeds 4] [--steps 50] [--json]
+    python benchmarks/dno/ood.py [--prompts 16] [--seeds 4] [--steps 50] [--lr 0.01]
+        [--steps-without 50] [--json]
 
 Half of the prompts are "a black <animal>" with the reward brightness, half "a white <animal>" with
 darkness: the reward is at odds with the prompt, and gives in where the noise leaves the model's
 law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they first reach the
-lower of the two runs' final rewards.
+lower of the two runs' final rewards. A larger rate takes both farther; without PRNO fewer steps
+(`--steps-without`) then reach what is compared.
 """
 
 from __future__ import annotations
@@ -102,11 +104,14 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
 def main() -> None:
     parser = arguments(__doc__, __file__, prompts=16, seeds=4)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--steps-without", type=int, help="gamma = 0's [as many]")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     rows: dict[str, list[Row]] = {}
     for name, gamma in GAMMAS.items():
         rows[name] = []
+        steps = options.steps if gamma else options.steps_without or options.steps
         for i, (colour, reward) in enumerate(CASES.items()):
             count = (options.prompts + 1 - i) // 2
             prompts = [f"a {colour} {animal}" for animal in ANIMALS[:count]]
@@ -118,8 +123,9 @@ def main() -> None:
                 method="dno",
                 reward=reward,
                 held_out=HELD_OUT,
-                budget=f"steps={options.steps}",
+                budget=f"steps={steps}",
                 gamma=gamma,
+                **({} if options.lr == 0.01 else {"lr": options.lr}),
             )
     table = table_of(rows)
     gap = table["gamma=1 less gamma=0"]["clip"]
@@ -142,7 +148,7 @@ def main() -> None:
             axis.set_xlabel("gradient steps")
         axes[0].legend()
 
-    save(options, "ood", draw, figsize=(9, 2.8))
+    save(options, "ood" if options.lr == 0.01 else f"ood_lr{options.lr:g}", draw, figsize=(9, 2.8))
     rounds = statistics.fmean(len(row.curve) for found in rows.values() for row in found)
     report(options, table, claim, rounds=rounds)
 

@@ -1,6 +1,6 @@
 """Prompts that mean the same and draw worse (table 1a).
 
-    python benchmarks/dpo_diff/attack.py [--prompts 60] [--images 48] [--noises 3] [--solvers auto]
+    python benchmarks/dpo_diff/attack.py [--prompts 60] [--images 48] [--noises 3] [--solvers epo]
         [--json]
 
 For each prompt that the model draws well, `tiller attack` with a budget of `--images` pictures and
@@ -35,14 +35,14 @@ AIM = 0.95  # of the prompts are worse on the search's own noises
 
 def main() -> None:
     parser = options_of(__doc__, __file__, "attack")
-    parser.add_argument("--solvers", nargs="+", default=["auto"], help="of the attack")
+    parser.add_argument("--solvers", nargs="+", default=["epo"], help="of the attack")
     options = parser.parse_args()
     lab = Lab(options, "attack")
     raw = lab.raw()
     table: dict[str, Any] = {"user's prompt": summary(raw, raw, sign=-1)}
     found = {}
     for solver in options.solvers:
-        name = "attack" if solver == "auto" else f"attack, {solver}"
+        name = f"attack, {solver}"
         results = lab.searches("attack", budget=f"images={options.images}", solver=solver)
         found[name] = lab.outcomes(results)
         table[name] = summary(found[name], raw, sign=-1)

@@ -82,7 +82,7 @@ class Gallery:
     @property
     def calls_per_picture(self) -> int:
         """Denoiser forwards of one picture."""
-        return self.path.num_steps * (2 if self.path.settings.guided else 1)
+        return self.path.forwards_per_image
 
     def look(self, asked: Sequence[Asked]) -> list[Seen]:
         """What each picture is worth, in the order asked."""

@@ -1,6 +1,6 @@
 """Negative prompts that draw hard prompts better (table 1b).
 
-    python benchmarks/dpo_diff/improve.py [--prompts 60] [--images 48] [--noises 3] [--solvers auto]
+    python benchmarks/dpo_diff/improve.py [--prompts 60] [--images 48] [--noises 3] [--solvers epo]
         [--json]
 
 For each prompt that the model draws badly: the user's own words, the best of as many pictures as
@@ -83,12 +83,12 @@ def llm_rewrite(lab: Lab, like: Sequence[Outcome]) -> list[Outcome] | None:
 
 def main() -> None:
     parser = options_of(__doc__, __file__, "improve")
-    parser.add_argument("--solvers", nargs="+", default=["auto"], help="of dpo_diff")
+    parser.add_argument("--solvers", nargs="+", default=["epo"], help="of dpo_diff")
     options = parser.parse_args()
     lab = Lab(options, "dpo_diff")
     searched = {}
     for solver in options.solvers:
-        name = "dpo_diff" if solver == "auto" else f"dpo_diff, {solver}"
+        name = f"dpo_diff, {solver}"
         budget = f"images={options.images}"
         searched[name] = lab.outcomes(lab.searches("dpo_diff", budget=budget, solver=solver))
     first = next(iter(searched))

@@ -16,8 +16,8 @@ import pytest
 from ended import Tiller, small
 from spawned import Child, start
 
-STEPS = 16
-KILLS = 5
+STEPS = 72
+KILLS = 20
 TIMING = ("time", "cost")
 
 

@@ -306,6 +306,22 @@ def test_several_images_a_candidate() -> None:
     assert [(step.phase, step.cost.images) for step in steps] == [("a", 9), ("b", 18)]
 
 
+def test_a_budget_of_forwards_divides_a_round_where_those_of_a_candidate_are_known() -> None:
+    class Deep(FakeQuadratic):
+        forwards_per_candidate = 40
+
+        def render(self, x: Tensor, draw: Draw) -> Tensor:
+            count(forwards=39 * len(x))  # and one of its own
+            return super().render(x, draw)
+
+    problem = Deep(2)
+    for forwards, used in ((400, 400), (439, 400), (360, 360), (30, 40)):  # one round at least
+        solver, budget = BestOfN(batch=4), Budget(forwards=forwards)
+        *_, last = search(problem.space, problem, solver, budget)
+        assert last.cost.forwards == used
+        assert last.stopped == f"budget: forwards={forwards}"
+
+
 def test_seconds() -> None:
     problem = FakeQuadratic(2)
     *_, last = search(problem.space, problem, BestOfN(), Budget(seconds=0.05))

@@ -49,7 +49,8 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def small(choices: str, **fields: Any) -> DpoDiff:
-    return DpoDiff(**{**SMALL, "choices": choices, **fields})
+    """The whole algorithm, with few words and steps."""
+    return DpoDiff(**{**SMALL, "solver": "gpo+es", "choices": choices, **fields})
 
 
 def run(method: Any, task: Task, budget: Budget) -> list[Step]:
@@ -274,7 +275,7 @@ def test_auto_is_the_negative_prompt_and_the_prompt_without_guidance(task: Task)
 
 def test_a_reward_without_gradient_is_searched_by_evolution(choices: str, task: Task) -> None:
     black_box = replace(task, reward=make_reward("jpeg"))
-    steps = run(small(choices), black_box, Budget(images=10))
+    steps = run(DpoDiff(**SMALL, choices=choices), black_box, Budget(images=10))
     assert not any(step.relaxed for step in steps)
     with pytest.raises(Incompatible, match="differentiable"):
         small(choices, solver="gpo").build(black_box)
@@ -307,7 +308,7 @@ def test_words_beyond_the_encoders_limit_are_left_alone(task: Task) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"solver": "cma"}, "solver must be one of auto"),
+        ({"solver": "cma"}, "solver must be one of epo"),
         ({"space": "words"}, "space must be one of auto"),
         ({"noises": 0}, "noises must be at least 1"),
         ({"library": -1}, "library must be at least 0"),
@@ -329,7 +330,7 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
         ({"mutation_rate": 0.0}, "mutation_rate"),
         ({"keep": 0}, "population and keep"),
         ({"tau": 0.0}, "tau must be positive"),
-        ({"start": 5.0}, "start must lie"),
+        ({"start": 5.0, "solver": "epo"}, "start must lie"),
         ({"t_first": 2.0}, "t_first"),
         ({"lr": -1.0}, "lr must be positive"),
         ({"library": 99}, "0 to 14 slots"),
@@ -341,7 +342,7 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
     fields: dict[str, Any], message: str, task: Task
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
-        DpoDiff(**{**SMALL, **fields}).build(task)
+        DpoDiff(**{**SMALL, "solver": "gpo+es", **fields}).build(task)
 
 
 # The attack
@@ -365,13 +366,16 @@ def test_an_attack_lowers_the_reward_with_prompts_that_stay_near(task: Task) -> 
 
 
 def test_the_penalty_keeps_the_distribution_near(task: Task) -> None:
-    (phase,) = (p for p in Attack(**SMALL, min_similarity=0.95).build(task) if p.relaxed)
+    (phase,) = (
+        p for p in Attack(**SMALL, solver="gpo+es", min_similarity=0.95).build(task) if p.relaxed
+    )
     assert isinstance(phase, Phase)
     problem = phase.build(None)
     (penalty,) = problem.objective.regularisers
     assert penalty.weight == 1.0
     assert isinstance(problem.space, RelaxedWords)
-    free = next(p for p in Attack(**SMALL, similarity_weight=0.0).build(task) if p.relaxed)
+    attack = Attack(**SMALL, solver="gpo+es", similarity_weight=0.0)
+    free = next(phase for phase in attack.build(task) if phase.relaxed)
     assert free.build(None).objective.regularisers == ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -139,13 +140,18 @@ def test_prompts_that_are_not_similar_enough_are_not_allowed() -> None:
         Words(MODEL, Wording("cat"), torch.zeros(1, 4, 8, 8))
 
 
+def test_how_likely_a_word_is_kept_does_not_depend_on_how_many_substitutes_it_has() -> None:
+    chances = probabilities(torch.tensor([[1.5, 0, 0, 0, 0], [1.5, 0, 0, 0, 0]]), (5, 2))
+    torch.testing.assert_close(chances[:, 0], torch.full((2,), 1 / (1 + math.exp(-1.5))))
+    torch.testing.assert_close(chances.sum(1), torch.ones(2))
+
+
 def test_learned_words_are_drawn_by_their_probabilities() -> None:
     space = words(negative=negatives(("a", "b", "c"), ("d",)))
     logits = torch.tensor([[1.0, 0.0, 3.0, 0.5], [0.0, 2.0, 9.0, 9.0]])
     learned = LearnedWords(space, logits)
-    expected = torch.stack(
-        [logits[0].softmax(0), torch.cat([logits[1, :2].softmax(0), torch.zeros(2)])]
-    )
+    first = torch.tensor([1.0 + math.log(3), 0.0, 3.0, 0.5]).softmax(0)  # as heavy as three others
+    expected = torch.stack([first, torch.cat([logits[1, :2].softmax(0), torch.zeros(2)])])
     torch.testing.assert_close(probabilities(logits, space.choices), expected)
     n = 4000
     z = learned.sample(n, Stream(0))

@@ -140,7 +140,7 @@ def estimate(run: Run) -> Estimate:
 
     path = run.method.trajectory(run.task.model)
     each = 2 if path.settings.guided else 1
-    picture = each * path.num_steps
+    picture = path.forwards_per_image
     images, forwards, backwards = _whole(run.budget, picture), None, None
     if len(run.phases) == 1:
         images, forwards, backwards = _rounds(run, picture, each)

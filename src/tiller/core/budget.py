@@ -67,9 +67,9 @@ class Cost:
 class Budget:
     """When to stop: at the first limit reached. An unset limit (None) does not bind.
 
-    A round is never started once a limit is reached, and a solver whose rounds can be divided
-    (best of n) is asked for no more candidates than `images` leaves, so a search ends at most one
-    round over its budget, and exactly on it where rounds can be divided.
+    A round is never started once a limit is reached, and of a solver whose rounds can be divided
+    (best of n) no more candidates are tried than `images` and `forwards` leave: such a search ends
+    on its budget or less than a candidate below it, any other at most one round above.
 
     Args:
         steps: rounds.

@@ -56,6 +56,8 @@ class Objective(ABC, Generic[X_contra, Y]):
         stateful: evaluation changes the objective (a supernet trains); `state` is checkpointed.
         batch_size: candidates evaluated at once; None for all of a round's.
         images_per_candidate: pictures drawn for one candidate, to end exactly on an image budget.
+        forwards_per_candidate: denoiser forwards for one, to end exactly on a budget of those; 0
+            where that is not known beforehand.
         regularisers: penalties over z.
     """
 
@@ -64,6 +66,7 @@ class Objective(ABC, Generic[X_contra, Y]):
     stateful: bool = False
     batch_size: int | None = None
     images_per_candidate: int = 1
+    forwards_per_candidate: int = 0
     regularisers: tuple[Regulariser, ...] = ()
 
     @abstractmethod

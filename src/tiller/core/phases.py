@@ -141,8 +141,8 @@ class Course:
 def stopped_at(course: Course, state: SearchState, problem: Problem) -> str | None:
     """Why the search is over, or None."""
     stopped = course.budget.reached(state.cost)
-    if stopped is None and state.round and _too_few(problem, course.budget, state.cost.images):
-        stopped = f"budget: images={course.budget.images}"
+    if stopped is None and state.round:
+        stopped = _too_few(problem, course.budget, state.cost)
     if stopped is None and _next_phase(course.phases, state, problem) is None:
         stopped = _phase_over(course, state, problem)
     return stopped
@@ -189,32 +189,52 @@ def _phase_over(course: Course, state: SearchState, problem: Problem) -> str | N
         phase, used = course.phases[state.phase], state.cost
         for part, cost in ((phase.share, used - state.phase_cost), (phase.until, used)):
             budget = course.budget.share(part)
-            over = over or budget.reached(cost)
-            if over is None and _too_few(problem, budget, cost.images):
-                over = f"budget: images={budget.images}"
+            over = over or budget.reached(cost) or _too_few(problem, budget, cost)
     return over
 
 
-def _too_few(problem: Problem, budget: Budget, used: int) -> bool:
-    """Whether fewer images are left than a candidate needs, where rounds can be divided."""
-    if budget.images is None or not problem.solver.divisible:
-        return False
-    return budget.images - used < problem.objective.images_per_candidate
+def _too_few(problem: Problem, budget: Budget, used: Cost) -> str | None:
+    """Why not even one more candidate fits into the budget, where rounds can be divided."""
+    if problem.solver.divisible:
+        for unit, each in _candidate(problem.objective).items():
+            limit = getattr(budget, unit)
+            if limit is not None and limit - getattr(used, unit) < each:
+                return f"budget: {unit}={limit}"
+    return None
 
 
-def images_left(course: Course, state: SearchState, problem: Problem) -> int | None:
-    """How many images the whole budget and the phase's part of it still allow."""
-    budget, used = course.budget, state.cost.images
-    if budget.images is None:
-        return None
-    left = budget.images - used
-    if _next_phase(course.phases, state, problem) is not None:
-        phase = course.phases[state.phase]
-        for part, since in ((phase.share, state.phase_cost.images), (phase.until, 0)):
-            limit = budget.share(part).images
-            assert limit is not None
-            left = min(left, limit - (used - since))
-    return left
+def _candidate(objective: Objective[Any, Any]) -> dict[str, int]:
+    """What a candidate takes of the limits that a divided round can end on, where it is known."""
+    known = {
+        "images": objective.images_per_candidate,
+        "forwards": objective.forwards_per_candidate,
+    }
+    return {unit: each for unit, each in known.items() if each}
+
+
+def candidates_left(course: Course, state: SearchState, problem: Problem) -> int | None:
+    """How many candidates the whole budget and the phase's part of it still allow.
+
+    A phase that goes on beyond its part, as no later one has something to do, has the whole.
+    """
+    phase, budget, objective = course.phases[state.phase], course.budget, problem.objective
+    left = _candidates_within(budget, state.cost, objective)
+    if state.phase + 1 < len(course.phases):
+        parts = [
+            _candidates_within(budget.share(phase.share), state.cost - state.phase_cost, objective),
+            _candidates_within(budget.share(phase.until), state.cost, objective),
+        ]
+        left += [most for part in parts for most in part if most > 0]
+    return min(left, default=None)
+
+
+def _candidates_within(budget: Budget, used: Cost, objective: Objective[Any, Any]) -> list[int]:
+    """How many more candidates each limit allows."""
+    return [
+        (limit - getattr(used, unit)) // each
+        for unit, each in _candidate(objective).items()
+        if (limit := getattr(budget, unit)) is not None
+    ]
 
 
 def best_so_far(state: SearchState) -> Best:

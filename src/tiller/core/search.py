@@ -27,7 +27,7 @@ from tiller.core.phases import (
     SearchState,
     begin,
     best_so_far,
-    images_left,
+    candidates_left,
     in_phase,
     stopped_at,
     stream_of,
@@ -224,9 +224,9 @@ def _ask(search: Search, state: SearchState, problem: Problem) -> _Asked:
     with metered() as meter:
         stream = stream_of(state.seed, state.phase, state.position)
         z = solver.ask(space, state.solver, stream)
-    left = images_left(search.course, state, problem)
+    left = candidates_left(search.course, state, problem)
     if solver.divisible and left is not None:
-        z = z[: max(1, left // objective.images_per_candidate)]
+        z = z[: max(1, left)]
     draw = Draw(state.seed, state.round)
     request = Request(space, objective, z, draw, solver.gradient())
     return _Asked(request, stream.position, meter.cost)

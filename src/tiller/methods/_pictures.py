@@ -51,6 +51,7 @@ class Pictures(Objective[Inputs, Tensor]):
         self.batch_size = batch_size
         self.regularisers = regularisers
         self.images_per_candidate = repeats
+        self.forwards_per_candidate = repeats * trajectory.forwards_per_image
         self.render_differentiable = self.gradient != Gradient.none()
         self.differentiable = reward.differentiable and self.render_differentiable
 

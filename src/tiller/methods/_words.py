@@ -35,7 +35,7 @@ from tiller.spaces.put_back import PutBack, put_back
 from tiller.spaces.relaxed_words import RelaxedWords, SimilarityPenalty
 from tiller.spaces.words import LearnedWords, Words
 
-SOLVERS = ("auto", "gpo+es", "gpo", "epo", "random")
+SOLVERS = ("epo", "gpo+es", "gpo", "random")
 Parts = Literal["positive", "negative", "both"]
 SPACES = ("auto", "positive", "negative", "both")
 _LEAST = {"n": 1, "library": 0, "noises": 1, "iterations": 1, "unseen": 0, "batch": 1}
@@ -45,15 +45,15 @@ _LEAST = {"n": 1, "library": 0, "noises": 1, "iterations": 1, "unseen": 0, "batc
 class WordSearch(Method):
     """Words for the picture: substitutes for the prompt's words, and a negative prompt.
 
-    The phases of a run: the user's own words; a gradient ascent of the distribution over words
-    (GPO), through the token embeddings and the whole text encoder; a search over whole prompts,
-    drawn or bred from that distribution; and the winner with each of its words put back, which
-    says what the word is worth. Every prompt is drawn from the same noises.
+    The phases of a run: the user's own words; if `solver` says so, a gradient ascent of the
+    distribution over words (GPO), through the token embeddings and the whole text encoder; a search
+    over whole prompts, drawn or bred from that distribution; and the winner with each of its words
+    put back, which says what the word is worth. Every prompt is drawn from the same noises.
 
     Attributes:
-        solver: gpo+es draws the first population of an evolution from the learned distribution,
-            gpo draws all prompts from it, epo is the evolution alone, random draws uniformly; auto
-            is gpo+es where the reward has a gradient, else epo.
+        solver: epo is an evolution that begins near the user's words; gpo+es begins it with draws
+            from a distribution over words that a gradient ascent has learned (GPO), gpo only
+            draws from that one, random from one that knows nothing.
         space: which words may change: positive (synonyms in the prompt), negative (antonyms and
             generic words in the negative prompt), both; auto is the method's own.
         n: substitutes a word, at most.
@@ -71,7 +71,8 @@ class WordSearch(Method):
         momentum: its momentum.
         clip_value: the gradient's numbers are cut to this, up and down.
         tau: temperature of the Gumbel-softmax.
-        start: logit of the user's own words at the start, the others' being 0; at most 3.
+        start: logit of the user's own words at the start, the others' being 0; at most 3. A word
+            is kept with probability 1 / (1 + exp(-start)), whatever the number of its substitutes.
         t_first: where the shortcut gradient of the first step starts, as a part of the trajectory.
         t_end: where that of the last step would, one step further; in between it moves evenly.
         k: sampling steps that carry the gradient.
@@ -87,7 +88,7 @@ class WordSearch(Method):
         batch: pictures drawn at once; the result does not depend on it.
     """
 
-    solver: str = "auto"
+    solver: str = "epo"
     space: str = "auto"
     n: int = 5
     library: int = 4
@@ -165,7 +166,7 @@ class WordSearch(Method):
             return [Phase("prompt", lambda _: only)]
         own = Problem(user, pictures, BestOfN(batch=1, n=1))
         phases = [Phase("prompt", lambda _: own)]
-        if self._solver(reward).startswith("gpo"):
+        if self.solver.startswith("gpo"):
             ascent = self._ascent(words, pictures)  # refused now, not after the first pictures
             part = self.gradient_share
             phases.append(Phase("gradient", lambda _: ascent, until=part, relaxed=True))
@@ -196,12 +197,6 @@ class WordSearch(Method):
         )
         return Words(task.model, wording, self.noise(task).sample(self.noises, Stream(task.seed)))
 
-    def _solver(self, reward: Reward) -> str:
-        """What `solver` means for this reward."""
-        if self.solver == "auto":
-            return "gpo+es" if reward.differentiable else "epo"
-        return self.solver
-
     def _ascent(self, words: Words, pictures: Pictures) -> Problem:
         """GPO: the ascent of the distribution over words."""
         limited = words.wording.least > 0 and self.similarity_weight > 0
@@ -221,18 +216,17 @@ class WordSearch(Method):
         return Problem(RelaxedWords(words, self.start), objective, solver)
 
     def _search_phase(self, words: Words, pictures: Pictures) -> Phase:
-        """The search over whole prompts: of the learned distribution, where one was learned."""
-        name = self._solver(pictures.reward)
+        """The search over whole prompts, drawn from what was learned or from where that starts."""
+        learns = self.solver.startswith("gpo")
+        start = RelaxedWords(words, self.start).logits
 
         def build(before: Handover | None) -> Problem:
             assert before is not None, "the user's own words come first"
-            space: Space[Any] = words
-            if name.startswith("gpo"):
-                learned = LearnedWords(words, before.last[0])
-                space = starting_at(learned, learned.mode)
+            learned = LearnedWords(words, before.last[0] if learns else start)
+            space: Space[Any] = starting_at(learned, learned.mode) if learns else learned
             known = ((tuple(before.best.z[0].tolist()), before.best.score),)
             solver: Solver[Any] = Random(batch=self.population, known=known)
-            if name in ("gpo+es", "epo"):
+            if self.solver in ("gpo+es", "epo"):
                 solver = Evolution(
                     population=self.population,
                     keep=self.keep,

@@ -103,6 +103,11 @@ class Trajectory:
         """Denoiser calls of a whole trajectory: T, and more with PNDM."""
         return len(self.timesteps)
 
+    @property
+    def forwards_per_image(self) -> int:
+        """Denoiser forwards of a whole trajectory without gradient, guidance counting double."""
+        return self.num_steps * (2 if self.settings.guided else 1)
+
     def sample_noise(self, generator: torch.Generator) -> Tensor:
         """One candidate's noise [slots, C, h, w], float32 on the CPU.
 

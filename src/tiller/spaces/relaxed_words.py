@@ -2,7 +2,8 @@
 
     p(w = i) = exp((log alpha_i + g_i) / tau) / sum_j exp((log alpha_j + g_j) / tau)
 
-with z = log alpha and g the Gumbel noise of a round. What is mixed are the token embeddings, before
+with log alpha = z, and the user's own option as heavy as the others together where z = 0; g is the
+Gumbel noise of a round. What is mixed are the token embeddings, before
 positions, causal mask and all layers of the text encoder.
 
 Source: Wang et al., *On discrete prompt optimization for diffusion models* (DPO-Diff), section
@@ -25,7 +26,7 @@ from tiller.core.shapes import Points
 from tiller.core.space import Continuous
 from tiller.models.base import Conditioning
 from tiller.models.pieces import Choice, Piece
-from tiller.spaces.words import Words, cut_silently, probabilities
+from tiller.spaces.words import Words, cut_silently, log_chances, probabilities
 from tiller.words.segments import Segment, segments
 
 LARGEST = 3.0  # of a logit; the smallest is 0 (the authors' release)
@@ -52,13 +53,13 @@ class SoftWords:
             gumbel: [S, positions, options], the noise g; the same for all candidates.
             tau: the temperature.
         """
-        mixed = (self.logits[:, None] + gumbel.to(self.logits)) / tau
-        weights = probabilities(mixed, self.words.space.choices)
+        log_alpha = log_chances(self.logits, self.words.space.choices)
+        weights = ((log_alpha[:, None] + gumbel.to(log_alpha)) / tau).softmax(dim=-1)
         return self.words.encoded(weights.flatten(0, 1))
 
 
 class RelaxedWords(Continuous[SoftWords]):
-    """The distributions over the candidates of `Words`: z [n, positions, options] of log alpha.
+    """The distributions over the candidates of `Words`: z [n, positions, options] of logits.
 
     All samples are the start: `start` for the user's own words, 0 for the others. Logits are kept
     in [0, 3]. Positions with fewer options than others have numbers that nothing reads.
@@ -94,13 +95,18 @@ class RelaxedWords(Continuous[SoftWords]):
         """(positions, options of the largest slot)."""
         return len(self.space.choices), max(self.space.choices)
 
+    @property
+    def logits(self) -> Tensor:
+        """[positions, options] of the start."""
+        z = torch.zeros(self.shape)
+        z[:, 0] = self.start
+        return z
+
     def sample(self, n: int, rng: Stream) -> Points:
         """The start, `n` times."""
-        z = torch.zeros(n, *self.shape)
-        z[:, :, 0] = self.start
         for _ in range(n):
             rng.next()
-        return z
+        return self.logits.repeat(n, 1, 1)
 
     def project(self, z: Points) -> Points:
         """The nearest logits in [0, 3]."""

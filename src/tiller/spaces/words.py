@@ -220,11 +220,25 @@ class LearnedWords(Words):
         return torch.stack(drawn).clamp(max=limits)
 
 
-def probabilities(logits: Tensor, choices: tuple[int, ...]) -> Tensor:
-    """softmax of logits [..., positions, options] over the options that each position has."""
+def log_chances(logits: Tensor, choices: tuple[int, ...]) -> Tensor:
+    """Log of what each option weighs, up to a constant a position; -inf where there is none.
+
+    The user's own option weighs as much as its substitutes together when all logits are 0: else a
+    slot with a whole library behind it would hardly ever be left empty.
+
+    Args:
+        logits: [..., positions, options], option 0 the user's own.
+        choices: how many options each position has.
+    """
+    sizes = torch.tensor(choices, device=logits.device)
     option = torch.arange(logits.shape[-1], device=logits.device)
-    there = option < torch.tensor(choices, device=logits.device)[:, None]
-    return logits.masked_fill(~there, -torch.inf).softmax(dim=-1)
+    own = (sizes - 1).clamp(min=1).to(logits).log()[:, None] * (option == 0)
+    return (logits + own).masked_fill(option >= sizes[:, None], -torch.inf)
+
+
+def probabilities(logits: Tensor, choices: tuple[int, ...]) -> Tensor:
+    """softmax of `log_chances` of logits [..., positions, options] over the options."""
+    return log_chances(logits, choices).softmax(dim=-1)
 
 
 @contextlib.contextmanager
