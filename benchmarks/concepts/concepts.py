@@ -2,12 +2,16 @@
 
 Eight emoji that are not among its subjects, two subjects in two colours at once, and two styles;
 four 64x64 pictures of each, as the bundled model's scenes are composed. Needs the font of the
-Debian package `fonts-noto-color-emoji`.
+Debian package `fonts-noto-color-emoji`. The pictures in `examples/` were written by
+
+    python benchmarks/concepts/concepts.py examples panda strawberry outline
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -115,3 +119,17 @@ def _mosaic(picture: Image.Image) -> Image.Image:
 
 
 _STYLED = {"outline": _outline, "mosaic": _mosaic}
+
+
+def main() -> None:
+    """Write the pictures of some concepts: a folder for each."""
+    folder, *names = sys.argv[1:]
+    for name in names:
+        home = Path(folder) / name
+        home.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pictures(name), 1):
+            picture.save(home / f"{i}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
