@@ -6,8 +6,8 @@
 For each prompt that the model draws well, `tiller attack` with a budget of `--images` pictures and
 the similarity to the user's prompt kept at .9. The found prompt is drawn again from the search's
 own noises and from `--unseen` others. `--solvers random` adds a control that learns nothing.
-Cost: a prompt takes images + 2 unseen + 2 noises pictures, 70 by default (with gpo+es an ascent too,
-worth 9.5 times the noises), of .35 to .4 s of one core, so 25 minutes for 60 prompts.
+Cost: a prompt takes images + 2 unseen + 2 noises pictures, 70 by default, of .35 to .4 s of a core,
+so 25 minutes for 60 prompts; gpo+es adds an ascent that is worth 9.5 times the noises.
 """
 
 from __future__ import annotations

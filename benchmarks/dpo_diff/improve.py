@@ -8,9 +8,9 @@ the search costs (its forwards and backwards), hand-made modifiers, a language m
 a server is configured (OPENAI_BASE_URL, OPENAI_API_KEY, OPENAI_MODEL), and `dpo_diff` with a budget
 of `--images` pictures. Best of n keeps one picture for each of the shared noises, from n / noises
 each; it finds no words, so it has nothing to carry over to unseen noises.
-Cost: a prompt takes images + unseen + noises pictures (with gpo+es an ascent too, worth 9.5 times the
-noises), as many as these searched with for best of n, and noises + unseen for the modifiers: about
-120 by default, of .35 to .4 s of one core, so 45 minutes for 60 prompts.
+Cost: a prompt takes images + unseen + noises pictures, as many as these searched with for best of
+n, and noises + unseen for the modifiers: about 120 by default, of .35 to .4 s of one core, so 45
+minutes for 60 prompts; gpo+es adds an ascent that is worth 9.5 times the noises.
 """
 
 from __future__ import annotations
