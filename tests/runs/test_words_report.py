@@ -160,6 +160,16 @@ def test_a_comparison_holds_both_texts_word_for_word(before: str, after: str) ->
         assert kept == [part for part in (p.strip() for p in text.split(",")) if part]
 
 
+def test_a_word_that_came_beside_the_one_it_extends_has_its_worth() -> None:
+    plane = Worth("prompt", "jet", 5, 8, "jet plane", "s", -0.3)
+    pieces = compared("on a jet background", "on a jet plane background", [plane])
+    assert [(p.kind, p.text, p.changes) for p in pieces if p.kind != "same"] == [
+        ("in", "plane", (-0.3,))
+    ]
+    (came,) = compared("", "plane", [plane])
+    assert (came.kind, came.changes) == ("in", ())
+
+
 def test_each_changed_word_stands_beside_its_own_worth() -> None:
     worths = [
         Worth("prompt", "red", 2, 5, "scarlet", "s", 0.1),

@@ -219,9 +219,22 @@ def compared(before: str, after: str, worths: Sequence[Worth] = ()) -> list[Piec
         elif j - i == m - k:  # as many words as before: each against its own
             for one, other in zip(old[i:j], new[k:m], strict=True):
                 pieces += _changed(before, [one], after, [other], worths)
+        elif i == j:  # words came: of an option that is longer than what it replaces
+            came = _piece("in", after, new[k:m])
+            beside = old[max(0, i - 1) : i + 1]
+            ours = [w for w in _of(beside, worths) if came.text in w.option]
+            pieces.append(replace(came, changes=tuple(w.change for w in ours)))
         else:
             pieces += _changed(before, old[i:j], after, new[k:m], worths)
     return pieces
+
+
+def _of(words: Sequence[re.Match[str]], worths: Sequence[Worth]) -> list[Worth]:
+    """The worths of a stretch of words."""
+    if not words:
+        return []
+    start, end = words[0].start(), words[-1].end()
+    return [w for w in worths if w.start < end and start < w.end]
 
 
 def _changed(
@@ -232,15 +245,11 @@ def _changed(
     worths: Sequence[Worth],
 ) -> list[Piece]:
     """What went and what came; what came carries the worth of the words that went."""
-    pieces = []
-    changes: tuple[float, ...] = ()
-    if old:
-        pieces.append(_piece("out", before, old))
-        start, end = old[0].start(), old[-1].end()
-        changes = tuple(w.change for w in worths if w.start < end and start < w.end)
+    pieces = [_piece("out", before, old)]
     if new:
         came = _piece("in", after, new)
-        pieces.append(replace(came, space=came.space or bool(old), changes=changes))
+        changes = tuple(w.change for w in _of(old, worths))
+        pieces.append(replace(came, space=True, changes=changes))
     return pieces
 
 
