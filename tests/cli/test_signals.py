@@ -16,8 +16,8 @@ import pytest
 from ended import Tiller, small
 from spawned import Child, start
 
-STEPS = 72
-KILLS = 20
+STEPS = 16
+KILLS = 5
 TIMING = ("time", "cost")
 
 

@@ -33,6 +33,10 @@ def _started(folder: Path, steps: int) -> BaseProcess:
     return process
 
 
+def _steps(store: RunStore) -> int:
+    return len([entry for entry in store.entries() if entry["kind"] == "step"])
+
+
 @pytest.mark.timeout(120)
 def test_kill_at_twenty_random_moments_then_resume_equals_the_uninterrupted_run(tmp_path):
     straight = RunStore.create(tmp_path / "a", toy.SPEC, "toy")
@@ -47,15 +51,19 @@ def test_kill_at_twenty_random_moments_then_resume_equals_the_uninterrupted_run(
     killed.close()
     moments = random.Random(0)
     kills = 0
-    for _ in range(20):
+    for kill in range(20):
+        before = _steps(killed)
         process = _started(killed.path, STEPS)
-        # At most a twelfth of the run, so that all twenty hit a run under way; some at once.
-        time.sleep(moments.uniform(0, seconds / 12))
+        # Every fourth at once, the others somewhere in or after their first step, however slow the
+        # machine is at the moment.
+        while kill % 4 and process.is_alive() and _steps(killed) == before:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, seconds / STEPS))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         process.join()
-    reached = len([e for e in killed.entries() if e["kind"] == "step"])
+    reached = _steps(killed)
     process = _started(killed.path, STEPS)
     process.join()
     assert process.exitcode == 0
