@@ -282,7 +282,7 @@ def _start(
         return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
     if method.init != "clip":
         return initialize.of_words(model, method.init, method.tokens), method.init.split()
-    seen = pictures.tensor()
+    seen = pictures.tensor().to(model.device)
     try:
         tower = tower_for(_clip(model, method), seen)
     except InvalidInput as error:

@@ -247,7 +247,8 @@ class ConceptRun:
         """Draw the concept in its plainest sentence; the files' names in the run's folder."""
         concept, seed = self.concept(), int(self.spec["seed"])
         text = vocabulary(self.model, [concept]).read(str(self.spec["prompt"]))
-        pictures = sample(self.model, told_by(self.model, text), range(seed, seed + count))
+        seeds = range(seed, seed + count)
+        pictures = sample(self.model, told_by(self.model, text), seeds, at_once=count)
         about = {key: self.spec[key] for key in ("prompt", "model", "versions")}
         about |= {**self.spec["sampler"], "method": self.spec["method"]["name"]}
         names = []
