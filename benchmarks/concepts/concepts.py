@@ -2,8 +2,8 @@
 
 Eight emoji that are not among its subjects, two subjects in two colours at once, and two styles;
 four 64x64 pictures of each, as the bundled model's scenes are composed. They lie in `pictures/`, so
-that no font is needed and every machine learns from the same; those and the ones in `examples/` were
-written, with the font of the Debian package `fonts-noto-color-emoji`, by
+that no font is needed and every machine learns from the same; those and the ones in `examples/`
+were written, with the font of the Debian package `fonts-noto-color-emoji`, by
 
     python benchmarks/concepts/concepts.py benchmarks/concepts/pictures
     python benchmarks/concepts/concepts.py examples panda strawberry outline

@@ -147,7 +147,7 @@ def evaluate(
         told = [told_by(model, read(template)).expand(images) for template in some]
         noises = [*seeds] * len(some)
         found = sample(model, Conditioning.cat(told), noises, at_once=at_once)
-        drawn += found.to(model.device).split(images)
+        drawn += torch.split(found.to(model.device), images)
     plain, edited = drawn[0], drawn[1:]
     said = [rest for _, rest in edits]
     return Measured(
