@@ -152,7 +152,8 @@ class _Driver:
 
     def __init__(self, run: Run, store: RunStore, interrupted: Callable[[], bool]) -> None:
         self.run, self.store, self.interrupted = run, store, interrupted
-        self.guard = Guard(run.method.stop_below, run.method.patience, run.method.lowers)
+        method, device = run.method, run.task.model.device
+        self.guard = Guard(method.stop_below, method.patience, method.lowers, device=device)
         self.watched = run.watched[0] if run.watched else None
         self.before: dict[str, float] = {}
         self.scores: dict[str, float] = {}

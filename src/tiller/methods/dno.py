@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, Estimator
@@ -94,7 +96,7 @@ class Dno(Method):
     def build(self, task: Task) -> list[Phase]:
         """The ascent, after a warm start where one is asked for."""
         space = self.noise(task, self.trust)
-        objective = self.pictures(task, Gradient.full(), self._regularisers())
+        objective = self.pictures(task, Gradient.full(), self._regularisers(task.model.device))
         solver = GradientSolver(
             rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
             lr=self.lr,
@@ -121,13 +123,13 @@ class Dno(Method):
             phases.insert(0, Phase("warm start", lambda _: Problem(space, objective, sampling)))
         return phases
 
-    def _regularisers(self) -> tuple[Regulariser, ...]:
+    def _regularisers(self, device: torch.device) -> tuple[Regulariser, ...]:
         if not 0 <= self.gamma < float("inf"):
             raise InvalidInput(
                 f"gamma must be finite and not negative, got {self.gamma=}; 0 leaves the "
                 "probability regulariser out"
             )
-        prno = Prno(k=self.k, b=self.b, weight=self.gamma)
+        prno = Prno(k=self.k, b=self.b, weight=self.gamma, device=device)
         return (prno,) if self.gamma else ()
 
     def _estimator(self, reward: Reward) -> Estimator:
