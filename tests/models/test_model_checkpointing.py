@@ -171,3 +171,27 @@ def test_free_memory_is_positive_and_below_the_machines() -> None:
 
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < free_bytes(torch.device("cpu")) < whole
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "allocated", "share", "expected"),
+    [
+        (50, 0, 0, 1.0, 50),
+        (50, 20, 5, 1.0, 65),  # what the process holds and does not use is free to it
+        (90, 20, 5, 0.1, 5),  # a process that may have a tenth of the card
+        (90, 20, 15, 0.1, 0),
+    ],
+)
+def test_free_memory_of_a_gpu_is_within_the_share_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    reserved: int,
+    allocated: int,
+    share: float,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
+    assert free_bytes(torch.device("cuda")) == expected

@@ -166,9 +166,10 @@ def saved_bytes(function: Callable[[], Tensor]) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device, within this process's limits."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + cached
+        free, total = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - used
+        return max(0, min(free + torch.cuda.memory_reserved(device) - used, allowed))
     candidates = [_available_bytes()]
     with contextlib.suppress(OSError, ValueError):  # unlimited, or no control group
         group = Path("/sys/fs/cgroup")
