@@ -168,6 +168,34 @@ class Prno(Regulariser):
         return (value / self.b).to(z), gradient
 
 
+@dataclass(frozen=True)
+class OwnOrder(Regulariser):
+    """The first bound for z in its own order: -log p1 of its k stretches, summed over k.
+
+    Random orders see the mean and the size of z's numbers and nothing of where they are: an ascent
+    may push early steps' noise one way and late ones' the other. Ours; the stretches are halves,
+    quarters and so on down to about one channel of one step.
+
+    Attributes:
+        weight: gamma.
+
+    Source: DNO, equation 9, without the permutation.
+    """
+
+    weight: float = 1.0
+
+    def value(self, z: Tensor, draw: Draw) -> Tensor:
+        """The penalty [n] of z [n, slots, C, ...], at least 0; differentiable."""
+        flat = _flat(z, 2)
+        total, k = flat.new_zeros(len(flat)), 2
+        while k <= math.prod(z.shape[1:3]):
+            m = flat.shape[1] // k
+            means = flat[:, : k * m].view(len(flat), k, m).mean(dim=2)
+            total = total + (m * means.square().sum(dim=1) / (2 * k) - LOG_2).clamp(min=0)
+            k *= 2
+        return total.to(z.dtype)
+
+
 class _Penalty(torch.autograd.Function):
     """`Prno.value` for whoever differentiates it: keeps the closed-form gradient, nothing else."""
 
