@@ -1,17 +1,18 @@
 """Reward hacking out of distribution, with and without PRNO (figures 5, 6 and 14).
 
     python benchmarks/dno/ood.py [--prompts 16] [--seeds 4] [--steps 50] [--lr 0.01]
-        [--steps-without 50] [--json]
+        [--steps-without 50] [--lr-without 0.01] [--gamma 1] [--own-order] [--json]
 
 Half of the prompts are "a black <animal>" with the reward brightness, half "a white <animal>" with
 darkness: the reward is at odds with the prompt, and gives in where the noise leaves the model's
 law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they first reach the
 lower of the two runs' final rewards. A larger rate takes both farther; without PRNO fewer steps
-(`--steps-without`) then reach what is compared.
+(`--steps-without`) then reach what is compared. `--own-order` adds the bounds of z's own order.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from grid import Row, arguments, course, grid, report, save, to_tensor, verdict
 ANIMALS = SUBJECT_NAMES[:21]
 HELD_OUT = ["clip", "clip_heldout"]
 CASES = {"black": "brightness", "white": "darkness"}
-GAMMAS = {"gamma=0": 0.0, "gamma=1": 1.0}
+FREE, KEPT = "gamma=0", "with PRNO"
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def reached(row: Row, reward: float) -> Reached:
 
 def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
     """Both settings at equal reward, and the differences run by run."""
-    pairs = list(zip(rows["gamma=0"], rows["gamma=1"], strict=True))
+    pairs = list(zip(rows[FREE], rows[KEPT], strict=True))
     equal = [min(row.curve[-1]["best_reward"] for row in pair) for pair in pairs]
     groups = [free.prompt for free, _ in pairs]
     at = {
         name: [reached(pair[i], reward) for pair, reward in zip(pairs, equal, strict=True)]
-        for i, name in enumerate(GAMMAS)
+        for i, name in enumerate((FREE, KEPT))
     }
     fields = ("clip", "clip_heldout", "probability", "colour_right", "faithful", "round")
 
@@ -82,8 +83,8 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
         name: {f: estimated(column(found, f), groups=groups) for f in fields}
         for name, found in at.items()
     }
-    both = (at["gamma=1"], at["gamma=0"])
-    table["gamma=1 less gamma=0"] = {
+    both = (at[KEPT], at[FREE])
+    table["difference"] = {
         field: estimated(
             [a - b for a, b in zip(*(column(found, field) for found in both), strict=True)],
             groups=groups,
@@ -101,17 +102,27 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
     return table
 
 
+def arms(options: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Steps and dno's settings without and with the regulariser."""
+    free: dict[str, Any] = {"lr": options.lr_without or options.lr, "gamma": 0.0}
+    kept = {"lr": options.lr, "gamma": options.gamma, "own_order": options.own_order}
+    steps = options.steps_without or options.steps
+    return {FREE: (steps, free), KEPT: (options.steps, kept)}
+
+
 def main() -> None:
     parser = arguments(__doc__, __file__, prompts=16, seeds=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--steps-without", type=int, help="gamma = 0's [as many]")
+    parser.add_argument("--lr-without", type=float, help="gamma = 0's [the same]")
+    parser.add_argument("--gamma", type=float, default=1.0)
+    parser.add_argument("--own-order", action="store_true")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     rows: dict[str, list[Row]] = {}
-    for name, gamma in GAMMAS.items():
+    for name, (steps, settings) in arms(options).items():
         rows[name] = []
-        steps = options.steps if gamma else options.steps_without or options.steps
         for i, (colour, reward) in enumerate(CASES.items()):
             count = (options.prompts + 1 - i) // 2
             prompts = [f"a {colour} {animal}" for animal in ANIMALS[:count]]
@@ -124,14 +135,13 @@ def main() -> None:
                 reward=reward,
                 held_out=HELD_OUT,
                 budget=f"steps={steps}",
-                gamma=gamma,
-                **({} if options.lr == 0.01 else {"lr": options.lr}),
+                **settings,
             )
     table = table_of(rows)
-    gap = table["gamma=1 less gamma=0"]["clip"]
+    gap = table["difference"]["clip"]
     claim = (
         f"The paper's claim that PRNO keeps the held-out score at equal reward {verdict(gap)}: "
-        f"CLIP {gap} higher with gamma = 1."
+        f"CLIP {gap} higher with gamma = {options.gamma:g}."
     )
 
     def draw(figure: Any) -> None:
@@ -148,7 +158,8 @@ def main() -> None:
             axis.set_xlabel("gradient steps")
         axes[0].legend()
 
-    save(options, "ood" if options.lr == 0.01 else f"ood_lr{options.lr:g}", draw, figsize=(9, 2.8))
+    own = "_own_order" if options.own_order else ""
+    save(options, f"ood_lr{options.lr:g}{own}", draw, figsize=(9, 2.8))
     rounds = statistics.fmean(len(row.curve) for found in rows.values() for row in found)
     report(options, table, claim, rounds=rounds)
 

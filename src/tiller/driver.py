@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from tiller.core.budget import Budget
 from tiller.core.errors import RunError, TillerError, TillerNotice
 from tiller.core.rng import Draw
 from tiller.core.search import Phase, Search, Step, search_together
-from tiller.core.state import pack
+from tiller.core.state import Packed, pack
 from tiller.guard import Guard
 from tiller.learning import interruptible, now
 from tiller.methods._pictures import Pictures
@@ -108,13 +108,6 @@ class Run:
             found.update(rewards.parts_scores(pictures, [self.task.prompt] * len(pictures)))
         return found
 
-    @torch.no_grad()
-    def draw_baseline(self) -> Tensor:
-        """The unsteered picture of each of the S noises [S, 3, H, W]."""
-        seed = self.spec["seed"]
-        inputs = self.method.baseline(self.task, seed)
-        return self.method.pictures(self.task).render(inputs, Draw(seed, 0))
-
 
 def drive(
     runs: Sequence[tuple[Run, RunStore]],
@@ -131,7 +124,13 @@ def drive(
         interrupted = stack.enter_context(interruptible())
         drivers = [_Driver(run, store, interrupted) for run, store in runs]
         try:
-            searches = [driver.search() for driver in drivers]
+            states = [store.load_state() for _, store in runs]
+            fresh = [run for (run, _), state in zip(runs, states, strict=True) if state is None]
+            unsteered = iter(draw_baselines(fresh))
+            searches = [
+                driver.begin(next(unsteered)) if state is None else driver.go_on(state)
+                for driver, state in zip(drivers, states, strict=True)
+            ]
             for i, step in search_together(searches):
                 progress = drivers[i].keep(step)
                 if on_step is not None:
@@ -152,7 +151,8 @@ class _Driver:
 
     def __init__(self, run: Run, store: RunStore, interrupted: Callable[[], bool]) -> None:
         self.run, self.store, self.interrupted = run, store, interrupted
-        self.guard = Guard(run.method.stop_below, run.method.patience, run.method.lowers)
+        method, device = run.method, run.task.model.device
+        self.guard = Guard(method.stop_below, method.patience, method.lowers, device=device)
         self.watched = run.watched[0] if run.watched else None
         self.before: dict[str, float] = {}
         self.scores: dict[str, float] = {}
@@ -160,26 +160,34 @@ class _Driver:
         self.fresh = self.planned = False
         self.probability = 1.0
 
-    def search(self) -> Search:
-        """What to search, from the last saved round on; the unsteered picture is drawn here."""
-        saved = self.store.load_state()
-        space = self.run.phases[0].build(None).space.describe()
-        if saved is None:
-            self.store.journal.clear()
-            self.store.append({"kind": "space", "text": space})
-            for text in self.run.method.notes():
-                warnings.warn(text, TillerNotice, stacklevel=4)
-                self.store.append({"kind": "notice", "text": text})
-            self.before = self.scores = _draw_baseline(self.run, self.store)
-        else:
-            _check_same_space(self.store, space)
-            self.before, self.scores = _continued(self.run, self.store, saved.tree["round"])
+    def begin(self, unsteered: Tensor) -> Search:
+        """What to search from the start, with the pictures of `draw_baselines`."""
+        space = self._space()
+        self.store.journal.clear()
+        self.store.append({"kind": "space", "text": space})
+        for text in self.run.method.notes():
+            warnings.warn(text, TillerNotice, stacklevel=4)
+            self.store.append({"kind": "notice", "text": text})
+        self.before = self.scores = _keep_baseline(self.run, self.store, unsteered)
+        return self._search(None)
+
+    def go_on(self, saved: Packed) -> Search:
+        """What to search, from the last saved round on."""
+        _check_same_space(self.store, self._space())
+        self.before, self.scores = _continued(self.run, self.store, saved.tree["round"])
+        self.planned = True
+        return self._search(saved)
+
+    def _space(self) -> str:
+        text: str = self.run.phases[0].build(None).space.describe()
+        return text
+
+    def _search(self, saved: Packed | None) -> Search:
         entries = self.store.entries()
         self.guard.recall(entries, self.watched)
         steps = [entry for entry in entries if entry["kind"] == "step"]
         if steps:
             self.best = {name: steps[-1][name] for name in ("best_score", "best_reward")}
-        self.planned = saved is not None
         run = self.run
         return Search(run.phases, run.budget, run.spec["seed"], saved, self._until)
 
@@ -248,7 +256,7 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
     entries = store.entries()
     store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": now()})
     drawn = [entry for entry in entries if entry["kind"] == "baseline"]
-    before = drawn[0]["scores"] if drawn else _draw_baseline(run, store)
+    before = drawn[0]["scores"] if drawn else _keep_baseline(run, store, draw_baselines([run])[0])
     steps = [entry for entry in entries if entry["kind"] == "step"]
     return before, steps[-1]["scores"] if steps else before
 
@@ -271,9 +279,31 @@ def _check_same_space(store: RunStore, space: str) -> None:
         )
 
 
-def _draw_baseline(run: Run, store: RunStore) -> dict[str, float]:
-    """Draw and keep the unsteered picture; its scores."""
-    pictures = run.draw_baseline()
+@torch.no_grad()
+def draw_baselines(runs: Sequence[Run]) -> list[Tensor]:
+    """The unsteered pictures of each run [S, 3, H, W], one for each of the S noises.
+
+    Drawn together, as many at a time as there is room for.
+    """
+    objectives = [run.method.pictures(run.task) for run in runs]
+    inputs = [run.method.baseline(run.task, run.spec["seed"]) for run in runs]
+    groups: dict[Hashable, list[int]] = {}
+    for i, objective in enumerate(objectives):
+        groups.setdefault(objective.joint_key(), []).append(i)
+    found: dict[int, Tensor] = {}
+    for members in groups.values():
+        first = objectives[members[0]]
+        size = first.room(inputs[members[0]], gradient=False) if len(members) > 1 else 1
+        for at in range(0, len(members), size or len(members)):
+            part = members[at : at + (size or len(members))]
+            draws = [Draw(runs[i].spec["seed"], 0) for i in part]
+            drawn = first.render_jointly([inputs[i] for i in part], draws)
+            found.update(zip(part, drawn, strict=True))
+    return [found[i] for i in range(len(runs))]
+
+
+def _keep_baseline(run: Run, store: RunStore, pictures: Tensor) -> dict[str, float]:
+    """Keep the unsteered pictures; their scores."""
     scores = run.scores(pictures)
     _save_pictures(store, "baseline", pictures, _about(run, 0, scores))
     image = "images/baseline.png"

@@ -30,6 +30,7 @@ class Guard:
         lowers: the run seeks low scores, so that the held-out reward should fall as well.
         peak: the highest held-out worth so far; the unsteered picture's at the start.
         since: rounds since then.
+        device: where P(z) is computed.
     """
 
     stop_below: float = 0.0
@@ -37,6 +38,7 @@ class Guard:
     lowers: bool = False
     peak: float = float("-inf")
     since: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
     def __post_init__(self) -> None:
         self._noise: torch.Tensor | None = None
@@ -49,7 +51,8 @@ class Guard:
             x: Inputs = step.problem.space.decode(step.z[k : k + 1])
         noise = x.noise[:1].detach().cpu()
         if self._noise is None or not torch.equal(noise, self._noise):
-            self._noise, self._probability = noise, float(probability(noise))
+            found = float(probability(noise.to(self.device)))
+            self._noise, self._probability = noise, found
         return self._probability
 
     def worth(self, held_out: float) -> float:

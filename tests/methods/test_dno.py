@@ -60,7 +60,7 @@ def test_the_estimator_fits_the_reward(
 def test_the_regulariser_is_the_papers(task: Task) -> None:
     assert problem(SMALL, task).objective.regularisers == ()
     made = problem(Dno(num_inference_steps=3, gamma=0.1), task).objective.regularisers
-    assert made == (Prno(k=2, b=100, weight=0.1),)
+    assert made == (Prno(k=2, b=100, weight=0.1, device=task.model.device),)
 
 
 @pytest.mark.parametrize("estimator", ["zeroth_order", "hybrid1", "hybrid2"])

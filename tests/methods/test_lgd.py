@@ -14,7 +14,7 @@ from torch import Tensor
 from tiller.core.budget import Budget
 from tiller.core.errors import Incompatible, InvalidInput, RewardError
 from tiller.core.rng import Draw, Stream, keyed_generator
-from tiller.core.search import search_phases
+from tiller.core.search import Search, search_phases, search_together
 from tiller.methods.base import Task
 from tiller.methods.lgd import GuidedPictures, Lgd, LossGuide
 from tiller.models.loader import load_model
@@ -62,7 +62,7 @@ def test_the_guidance_is_the_gradient_of_the_log_mean_of_exp_reward() -> None:
         return torch.logsumexp(30 * reward, dim=0) - math.log(method.n)
 
     x = noises(method, task, 1)[0].double().requires_grad_()
-    found = LossGuide(method.pictures(task), method, seed)(index, x, x0(x), sigma)
+    found = LossGuide(method.pictures(task), method, (seed,), ("x",))(index, x, x0(x), sigma)
     (exact,) = torch.autograd.grad(log_mean_exp(x), x)
     assert torch.allclose(found, exact, rtol=1e-9, atol=1e-12)
     with torch.no_grad():
@@ -93,12 +93,12 @@ def test_many_samples_average_over_what_the_estimate_leaves_open(
     """
     monkeypatch.setattr(type(task.model), "decode", lambda self, latents: latents)
     method = Lgd(n=40_000, scale=1.0, normalise="none", batch=10_000)
-    guide = LossGuide(method.pictures(replace(task, reward=Near())), method, 0)
+    guide = LossGuide(method.pictures(replace(task, reward=Near())), method, (0,), ("",))
     estimate = torch.tensor([-0.4, 0.2, 1.1], dtype=torch.float64).view(1, 3, 1, 1)
     for r in (0.3, 1.0):
         expected = -(estimate - 0.5) / (1 + r**2)
         assert torch.allclose(guide.slope(0, estimate, r), expected, atol=0.02)
-    single = LossGuide(guide.pictures, replace(method, n=1), 0)
+    single = replace(guide, settings=replace(method, n=1))
     assert torch.allclose(single.slope(0, estimate, 0.0), -(estimate - 0.5))
 
 
@@ -133,7 +133,7 @@ def test_a_normalised_guidance_does_not_know_the_rewards_unit(task: Task) -> Non
 def test_a_normalised_guidance_turns_the_predicted_noise_by_a_share_of_its_length(
     task: Task,
 ) -> None:
-    guide = LossGuide(SMALL.pictures(task), SMALL, 0)
+    guide = LossGuide(SMALL.pictures(task), SMALL, (0, 0), ("", ""))
     x = noises(SMALL, task, 2)[:, 0].requires_grad_()
     sigma = 0.7
     gradient = guide(0, x, 0.5 * x, sigma)
@@ -147,6 +147,31 @@ def test_pictures_do_not_depend_on_what_they_are_drawn_with(task: Task) -> None:
     together = pictures(SMALL, task, z)
     alone = torch.cat([pictures(replace(SMALL, batch=1), task, one[None]) for one in z])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class LengthOfPrompt(Reward):
+    """Bright pictures for long prompts, dark ones for short."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        signs = images.new_tensor([1.0 if len(prompt) > 6 else -1.0 for prompt in prompts])
+        return signs * images.flatten(1).mean(dim=1)
+
+
+def test_runs_side_by_side_are_guided_by_their_own_prompt_and_seed(task: Task) -> None:
+    tasks = [replace(task, prompt=p, seed=s, reward=REWARD) for p, s in RUNS]
+    searches = [Search(SMALL.build(t), Budget(images=3), t.seed) for t in tasks]
+    ended = dict(search_together(searches))
+    assert len({tuple(last.evaluation.best_y.flatten().tolist()) for last in ended.values()}) == 4
+    for i, own in enumerate(tasks):
+        *_, alone = search_phases(SMALL.build(own), Budget(images=3), seed=own.seed)
+        assert torch.allclose(ended[i].evaluation.best_y, alone.evaluation.best_y, atol=1e-5)
+        assert ended[i].cost.reward_calls == alone.cost.reward_calls
+        assert ended[i].cost.model_calls == alone.cost.model_calls
+
+
+REWARD = LengthOfPrompt()
+RUNS = [("a cat", 0), ("a cat", 1), ("a red cat", 0), ("a red cat", 1)]
 
 
 def test_the_best_can_be_drawn_again_from_its_noise(task: Task) -> None:

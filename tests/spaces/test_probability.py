@@ -15,7 +15,7 @@ from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import Draw, keyed_generator
 from tiller.spaces import probability as module
-from tiller.spaces.probability import Prno, probability
+from tiller.spaces.probability import OwnOrder, Prno, probability
 from tiller.testing.fakes import FakeQuadratic
 
 DRAW = Draw(seed=3, round=7)
@@ -235,6 +235,16 @@ def test_ascent_leaves_the_improbable_region() -> None:
         z = z - 0.2 * prno.gradient(z, Draw(0, round_))
     assert start < 1e-3
     assert float(probability(z)) > 0.1
+
+
+def test_own_order_sees_what_random_orders_do_not() -> None:
+    draw = normal(1, 20, 4, 64)
+    early = torch.where(torch.arange(20) < 10, 0.1, -0.1).double().view(1, 20, 1, 1)
+    shifted, own = draw + early, OwnOrder()
+    assert float(Prno(b=50).value(shifted, DRAW)) < 1
+    assert float(own.value(shifted, DRAW)) > float(own.value(draw, DRAW)) + 5
+    value, gradient = own.value_and_gradient(shifted, DRAW)
+    assert float(own.value(shifted - 0.5 * gradient, DRAW)) < float(value)
 
 
 def test_no_graph_is_kept_however_many_orders() -> None:

@@ -121,5 +121,6 @@ def _share(cost: Cost, part: int, total: int) -> Cost:
         forwards=cost.forwards * part // total,
         backwards=cost.backwards * part // total,
         recomputes=cost.recomputes * part // total,
+        reward_calls=cost.reward_calls * part // total,
         seconds=cost.seconds * part / total,
     )

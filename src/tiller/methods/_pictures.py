@@ -74,9 +74,10 @@ class Pictures(Objective[Inputs, Tensor]):
         return [found[k] for k in range(len(xs))]
 
     def room(self, x: Inputs, gradient: bool) -> int | None:
-        """As many candidates as the free memory takes, each step's activations counted."""
-        if not gradient:
-            return self.batch_size
+        """As many candidates as the free memory takes, each step's activations counted.
+
+        Also without a gradient, which needs less: a bound that is too low costs little.
+        """
         fits = max(1, self.trajectory.room(x.conditioning) // self.images_per_candidate)
         return fits if self.batch_size is None else min(fits, self.batch_size)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, Estimator
@@ -19,7 +21,7 @@ from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.rules import Adam, AdamW
-from tiller.spaces.probability import Prno
+from tiller.spaces.probability import OwnOrder, Prno
 
 # The estimators for rewards without gradients; their own defaults are the paper's.
 COMPARING: dict[str, type[ZerothOrder | Hybrid1 | Hybrid2]] = {
@@ -55,6 +57,7 @@ class Dno(Method):
             rewards learned from people; 0 leaves it out).
         k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
         b: random orders of z a step for the regulariser (DNO appendix: 100).
+        own_order: with gamma, also bound the means of z's stretches in its own order (ours).
         estimator: how the reward's gradient is had: autograd, zeroth_order, hybrid1 or hybrid2;
             auto takes autograd where the reward has gradients, else hybrid2.
         q: perturbations a step of the estimators that compare scores; None for the paper's 16, 8
@@ -73,6 +76,7 @@ class Dno(Method):
     gamma: float = 0.0
     k: int = 2
     b: int = 100
+    own_order: bool = False
     estimator: str = "auto"
     q: int | None = None
     mu: float | None = None
@@ -94,7 +98,7 @@ class Dno(Method):
     def build(self, task: Task) -> list[Phase]:
         """The ascent, after a warm start where one is asked for."""
         space = self.noise(task, self.trust)
-        objective = self.pictures(task, Gradient.full(), self._regularisers())
+        objective = self.pictures(task, Gradient.full(), self._regularisers(task.model.device))
         solver = GradientSolver(
             rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
             lr=self.lr,
@@ -121,14 +125,15 @@ class Dno(Method):
             phases.insert(0, Phase("warm start", lambda _: Problem(space, objective, sampling)))
         return phases
 
-    def _regularisers(self) -> tuple[Regulariser, ...]:
+    def _regularisers(self, device: torch.device) -> tuple[Regulariser, ...]:
         if not 0 <= self.gamma < float("inf"):
             raise InvalidInput(
                 f"gamma must be finite and not negative, got {self.gamma=}; 0 leaves the "
                 "probability regulariser out"
             )
-        prno = Prno(k=self.k, b=self.b, weight=self.gamma)
-        return (prno,) if self.gamma else ()
+        prno = Prno(k=self.k, b=self.b, weight=self.gamma, device=device)
+        own = (OwnOrder(self.gamma),) if self.own_order else ()
+        return (prno, *own) if self.gamma else ()
 
     def _estimator(self, reward: Reward) -> Estimator:
         """What `estimator` means for this reward, with its q and mu."""

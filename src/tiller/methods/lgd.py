@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,11 +16,12 @@ from tiller.core.objective import Objective
 from tiller.core.rng import Draw, keyed_generator
 from tiller.core.search import Handover, Phase, Problem
 from tiller.core.space import starting_at
-from tiller.methods._pictures import Pictures
+from tiller.methods._pictures import Pictures, joined
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel, SamplerSettings
 from tiller.models.inputs import Inputs
 from tiller.solvers.best_of_n import BestOfN
+from tiller.spaces.noise import Noise
 
 NORMALISATIONS = ("noise", "none")
 
@@ -88,7 +90,7 @@ class Lgd(Method):
                 f"lgd needs a differentiable reward, and {task.reward.name} is not; choose dno, "
                 "which compares scores, or best_of_n"
             )
-        space, plain = self.noise(task), self.pictures(task)
+        space, plain = Told(self.noise(task), task.prompt), self.pictures(task)
         objective = GuidedPictures(plain, self) if self.scale else plain
 
         def guided(before: Handover | None) -> Problem:
@@ -112,10 +114,28 @@ class Lgd(Method):
             )
 
 
+class Told(Noise):
+    """A noise space that says its prompt, which the guide's reward compares with.
+
+    Args:
+        noise: the space.
+        prompt: of all of its candidates.
+    """
+
+    def __init__(self, noise: Noise, prompt: str) -> None:
+        super().__init__(noise.shape, noise.conditioning, noise.trust)
+        self.prompt = prompt
+
+    def decode(self, z: Tensor) -> Inputs:
+        """As the noise space, with the prompt in each row."""
+        return replace(super().decode(z), prompts=(self.prompt,) * len(z))
+
+
 class GuidedPictures(Objective[Inputs, Tensor]):
     """What `Pictures` draws and scores, drawn under guidance by the same reward.
 
-    A picture depends on its noise and the run's seed alone, so the best one can be drawn again.
+    A picture depends on its noise, its prompt and the run's seed alone, so the best one can be
+    drawn again, and runs with one reward can be drawn together.
 
     Args:
         pictures: the sampler, the reward and the prompt.
@@ -127,13 +147,34 @@ class GuidedPictures(Objective[Inputs, Tensor]):
         self.settings = settings
         self.batch_size = pictures.batch_size
 
+    def joint_key(self) -> Hashable:
+        """Pictures under one guidance by one reward, of one model."""
+        return self.pictures.joint_key(), self.settings, id(self.pictures.reward)
+
+    def room(self, x: Inputs, gradient: bool) -> int | None:
+        """As many candidates as their Monte Carlo samples have room for."""
+        fits = self.pictures.room(x, gradient=True)
+        return None if fits is None else max(1, fits // self.settings.batch)
+
     def render(self, x: Inputs, draw: Draw) -> Tensor:
         """Pictures [n, 3, H, W] in [0, 1], without a graph."""
-        trajectory = self.pictures.trajectory
-        guide = LossGuide(self.pictures, self.settings, draw.seed)
+        (drawn,) = self.render_jointly([x], [draw])
+        return drawn
+
+    def render_jointly(self, xs: Sequence[Inputs], draws: Sequence[Draw]) -> list[Tensor]:
+        """Pictures of several runs' candidates, each guided by its own run's prompt and samples."""
+        trajectory, own = self.pictures.trajectory, self.pictures.prompt
+        counts = [len(x.noise) for x in xs]
+        guide = LossGuide(
+            self.pictures,
+            self.settings,
+            tuple(draw.seed for draw, n in zip(draws, counts, strict=True) for _ in range(n)),
+            tuple(p for x, n in zip(xs, counts, strict=True) for p in x.prompts or (own,) * n),
+        )
+        whole = joined(xs)
         with torch.no_grad():
-            latents = trajectory.run(x.noise, x.conditioning, guide=guide)
-            return trajectory.model.decode(latents)
+            latents = trajectory.run(whole.noise, whole.conditioning, guide=guide)
+            return list(torch.split(trajectory.model.decode(latents), counts))
 
     def score(self, y: Tensor, draw: Draw) -> Tensor:
         """The reward [n] of the pictures."""
@@ -146,20 +187,22 @@ class GuidedPictures(Objective[Inputs, Tensor]):
 
 @dataclass(frozen=True)
 class LossGuide:
-    """d/dx_t log (1/n) sum_i exp(k r(x0_i)): the `Guide` of a trajectory, for one run.
+    """d/dx_t log (1/n) sum_i exp(k r(x0_i)): the `Guide` of a trajectory.
 
-    The samples depend on the run's seed and the step, and are shared by all candidates (common
-    random numbers), so a picture does not depend on what it is drawn with.
+    The samples depend on the run's seed and the step, and are shared by all candidates of a run
+    (common random numbers), so a picture does not depend on what it is drawn with.
 
     Attributes:
         pictures: decodes and scores.
         settings: the method's fields.
-        seed: the run's.
+        seeds: of each candidate's run.
+        prompts: of each candidate.
     """
 
     pictures: Pictures
     settings: Lgd
-    seed: int
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
 
     def __call__(self, index: int, x: Tensor, estimate: Tensor, sigma: float) -> Tensor:
         """The gradient [m, C, h, w] at x_t = alpha_t x0 + sigma_t eps, [m, C, h, w].
@@ -192,24 +235,34 @@ class LossGuide:
         and only their gradients kept. k is `scale` where that weighs the reward, else 1.
         """
         settings, m = self.settings, len(estimate)
-        generator = keyed_generator(self.seed, "lgd", index)
-        noises = torch.randn((settings.n, *estimate.shape[1:]), generator=generator).to(estimate)
+        noises = self._noises(index, estimate)
         rewards, slopes = [], []
-        for some in torch.split(noises, settings.batch):
+        for some in torch.split(noises, settings.batch, dim=1):
             samples = (estimate[:, None] + sigma * some).flatten(0, 1)
-            reward, slope = self._reward(samples)
+            prompts = [prompt for prompt in self.prompts for _ in range(some.shape[1])]
+            reward, slope = self._reward(samples, prompts)
             rewards.append(reward.view(m, -1))
-            slopes.append(slope.view(m, len(some), *estimate.shape[1:]))
+            slopes.append(slope.view(some.shape))
         k = settings.scale if settings.normalise == "none" else 1.0
         weights = torch.softmax(k * torch.cat(rewards, dim=1), dim=1)
         return k * torch.einsum("mi,mi...->m...", weights, torch.cat(slopes, dim=1).to(weights))
 
-    def _reward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def _noises(self, index: int, like: Tensor) -> Tensor:
+        """Each candidate's samples of N(0, I) at a step, [m, n, C, h, w]: those of its seed."""
+        drawn = {
+            seed: torch.randn(
+                (self.settings.n, *like.shape[1:]), generator=keyed_generator(seed, "lgd", index)
+            )
+            for seed in dict.fromkeys(self.seeds)
+        }
+        return torch.stack([drawn[seed] for seed in self.seeds]).to(like)
+
+    def _reward(self, latents: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """r [j] of latents [j, C, h, w], and its gradient by them."""
         with torch.enable_grad():
             leaf = latents.detach().requires_grad_()
             pictures = self.pictures.trajectory.model.decode(leaf)
-            reward = self.pictures.score(pictures, Draw(self.seed, 0))
+            reward = self.pictures.reward(pictures, prompts)
             if not reward.requires_grad:
                 raise RewardError(
                     "the reward gave a score without a gradient, though it had one when it was "

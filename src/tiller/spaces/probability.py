@@ -13,7 +13,9 @@ candidates of a call share the orders (common random numbers). To draw and follo
 million numbers takes longer than the bounds themselves, so z is shuffled once a call, and the
 orders are shuffles of some thousands of chunks of that: each order is uniformly distributed, as in
 the paper, and up to 4,096 numbers, where a chunk is one number, they are independent as well. A
-few numbers are left out where k and the chunks do not divide z: other ones in each call.
+few numbers are left out where k and the chunks do not divide z: other ones in each call. As many
+orders as make a million numbers are looked at together, so that an accelerator is not kept waiting
+for a hundred small calls, and memory stays small.
 
 Source: Tang et al., "Inference-time alignment of diffusion models with direct noise optimization",
 lemma 1 and equations 9 to 12. The paper prints max{2 exp(..), 1}, which is never below 1: a bound
@@ -25,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ from tiller.core.shapes import Points
 
 LOG_2 = math.log(2)
 CHUNKS = 4096  # of z that are shuffled: many, and few enough to be copied piece by piece
+TOGETHER = 1 << 20  # numbers of several orders that are looked at together: 4 MB in float32
 
 
 def probability(
@@ -70,15 +73,18 @@ def probability(
     Source: DNO, equation 11; q in section 3.1.
     """
     _check(q=q, k=k)
-    generator = generator or keyed_generator(0, "P(z)")
     flat = _flat(z.detach(), k)
-    smallest = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
-    own = flat[:, : flat.shape[1] // k * k]
-    deck = _shuffled(flat, k, generator)
-    dealt = (deck.numbers[:, order] for order in _orders(deck, q - 1, generator))
-    for numbers in chain([own], dealt):
-        bounds = _bounds(numbers.reshape(len(flat), k, -1))
-        smallest = torch.minimum(smallest, torch.minimum(bounds.log_p1, bounds.log_p2))
+    n, d = flat.shape
+    if generator is None:
+        orders = _usual_orders(d, k, q - 1, flat.device)
+    else:
+        orders = _orders(d, k, q - 1, generator, flat.device)
+    own = flat[:, : d // k * k].reshape(n, k, -1)
+    smallest = _smaller(_bounds(own))
+    deck = orders.dealt(flat)
+    for some in orders.pieces(n):
+        found = _smaller(_bounds(_ordered(deck, some, k)))
+        smallest = torch.minimum(smallest, found.view(n, -1).amin(dim=1))
     return smallest.exp()
 
 
@@ -88,13 +94,14 @@ class Prno(Regulariser):
 
     So score = reward + gamma E[log p1 + log p2] with gamma = `weight`. It is 0 where both bounds
     say nothing, about .1 for a typical draw of N(0, I), and grows with the distance from that law.
-    The orders are drawn anew each round. The gradient is closed-form, order by order, without a
-    graph: it needs a few copies of z, whatever b is.
+    The orders are drawn anew each round. The gradient is closed-form, without a graph: it needs a
+    few copies of z and of a million numbers, whatever b is.
 
     Attributes:
         k: length of the vectors (the paper: 2; 1 sees no covariance, 100 leaves too few vectors).
         b: random orders a round (the paper: 100).
         weight: gamma (the paper: 1 for brightness, .1 for human rewards).
+        device: where it is computed; None for where z is. What it returns is where z is.
 
     Raises:
         InvalidInput: a field is out of its range; later, a candidate has less than k numbers.
@@ -111,6 +118,7 @@ class Prno(Regulariser):
     k: int = 2
     b: int = 100
     weight: float = 1.0
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         _check(k=self.k, b=self.b)
@@ -137,26 +145,55 @@ class Prno(Regulariser):
         return value, gradient
 
     def _accumulated(self, z: Tensor, draw: Draw, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """The means over the orders, each order's share added as soon as it is known."""
+        """The means over the orders, each piece's share added as soon as it is known."""
         flat = _flat(z, self.k)
-        value = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
-        generator = draw.generator("prno")
-        deck = _shuffled(flat, self.k, generator)
-        total = torch.zeros_like(deck.numbers) if wanted else None
-        for order in _orders(deck, self.b, generator):
-            x = deck.numbers[:, order].view(len(flat), self.k, -1)
+        flat = flat if self.device is None else flat.to(self.device)
+        n, d = flat.shape
+        value = torch.zeros(n, dtype=flat.dtype, device=flat.device)
+        orders = _orders_of(draw, d, self.k, self.b, flat.device)
+        deck = orders.dealt(flat)
+        total = torch.zeros_like(deck) if wanted else None
+        for some in orders.pieces(n):
+            x = _ordered(deck, some, self.k)
             bounds = _bounds(x)
-            value -= bounds.log_p1 + bounds.log_p2
-            if total is not None:
-                slope = _slope(x, bounds)
-                if slope is not None:
-                    total.index_add_(1, order, slope.view_as(total))
+            value -= (bounds.log_p1 + bounds.log_p2).view(n, -1).sum(dim=1)
+            slope = _slope(x, bounds) if total is not None else None
+            if total is not None and slope is not None:
+                total += _put_back(slope.view(n, -1, deck.shape[2]), some).sum(dim=1)
         gradient = None
         if total is not None:
             gradient = torch.zeros_like(flat)
-            gradient[:, deck.places] = total.flatten(1) / self.b
-            gradient = gradient.view_as(z).to(z.dtype)
-        return (value / self.b).to(z.dtype), gradient
+            gradient.index_copy_(1, orders.places.long(), total.flatten(1) / self.b)
+            gradient = gradient.view_as(z).to(z)
+        return (value / self.b).to(z), gradient
+
+
+@dataclass(frozen=True)
+class OwnOrder(Regulariser):
+    """The first bound for z in its own order: -log p1 of its k stretches, summed over k.
+
+    Random orders see the mean and the size of z's numbers and nothing of where they are: an ascent
+    may push early steps' noise one way and late ones' the other. Ours; the stretches are halves,
+    quarters and so on down to about one channel of one step.
+
+    Attributes:
+        weight: gamma.
+
+    Source: DNO, equation 9, without the permutation.
+    """
+
+    weight: float = 1.0
+
+    def value(self, z: Tensor, draw: Draw) -> Tensor:
+        """The penalty [n] of z [n, slots, C, ...], at least 0; differentiable."""
+        flat = _flat(z, 2)
+        total, k = flat.new_zeros(len(flat)), 2
+        while k <= math.prod(z.shape[1:3]):
+            m = flat.shape[1] // k
+            means = flat[:, : k * m].view(len(flat), k, m).mean(dim=2)
+            total = total + (m * means.square().sum(dim=1) / (2 * k) - LOG_2).clamp(min=0)
+            k *= 2
+        return total.to(z.dtype)
 
 
 class _Penalty(torch.autograd.Function):
@@ -178,7 +215,7 @@ class _Penalty(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What one order gives: log p1, log p2 [n], and what their gradients are made of."""
+    """What an order gives: log p1, log p2 [n], and what their gradients are made of."""
 
     log_p1: Tensor
     log_p2: Tensor
@@ -197,6 +234,11 @@ def _bounds(x: Tensor) -> _Bounds:
     excess = ((1 + deviation).sqrt() - 1 - math.sqrt(k / m)).clamp(min=0)
     log_p2 = (LOG_2 - m * excess.square() / 2).clamp(max=0)  # eq. 10
     return _Bounds(log_p1, log_p2, mean, excess, deviation, direction)
+
+
+def _smaller(bounds: _Bounds) -> Tensor:
+    """The smaller of log p1 and log p2 [n]."""
+    return torch.minimum(bounds.log_p1, bounds.log_p2)
 
 
 def _spectral(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,27 +291,69 @@ def _flat(z: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Deck:
-    """z in a random order, in chunks: numbers [n, chunks, length], and where each one came from."""
+class _Orders:
+    """Random orders of z's numbers: one shuffle of them all, then shuffles of chunks of that.
 
-    numbers: Tensor
+    Attributes:
+        places: [chunks length] the shuffle, without the numbers that are left out.
+        chunks: [number, chunks] an order of the chunks in each row.
+    """
+
     places: Tensor
+    chunks: Tensor
+
+    def dealt(self, flat: Points) -> Tensor:
+        """The deck [n, chunks, length]: flat [n, d], shuffled, in chunks."""
+        return flat.index_select(1, self.places).view(len(flat), self.chunks.shape[1], -1)
+
+    def pieces(self, n: int) -> Iterator[Tensor]:
+        """The orders, as many at a time as `TOGETHER` allows for n candidates."""
+        size = max(1, TOGETHER // (n * len(self.places)))
+        return iter(torch.split(self.chunks, size) if len(self.chunks) else ())
 
 
-def _shuffled(flat: Points, k: int, generator: torch.Generator) -> _Deck:
-    """The deck of flat [n, d]; the number of chunks is a multiple of k."""
-    d = flat.shape[1]
+def _orders(
+    d: int, k: int, number: int, generator: torch.Generator, device: torch.device
+) -> _Orders:
+    """`number` orders of d numbers; the number of chunks is a multiple of k."""
     length = min(-(-d // CHUNKS), d // k)
     chunks = d // length // k * k
-    places = torch.randperm(d, generator=generator)[: chunks * length].to(flat.device)
-    return _Deck(flat[:, places].view(len(flat), chunks, length), places)
+    places = torch.randperm(d, generator=generator)[: chunks * length]
+    orders = torch.empty(number, chunks, dtype=torch.long)
+    for one in orders:
+        torch.randperm(chunks, generator=generator, out=one)
+    return _Orders(places.to(device, torch.int32), orders.to(device, torch.int32))
 
 
-def _orders(deck: _Deck, number: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random orders of the deck's chunks, on its device."""
-    for _ in range(number):
-        order = torch.randperm(deck.numbers.shape[1], generator=generator)
-        yield order.to(deck.numbers.device)
+@lru_cache(maxsize=4)
+def _orders_of(draw: Draw, d: int, k: int, number: int, device: torch.device) -> _Orders:
+    """A round's orders, kept for the other runs of its seed that go side by side."""
+    return _orders(d, k, number, draw.generator("prno"), device)
+
+
+@lru_cache(maxsize=2)
+def _usual_orders(d: int, k: int, number: int, device: torch.device) -> _Orders:
+    """Those of every P(z)."""
+    return _orders(d, k, number, keyed_generator(0, "P(z)"), device)
+
+
+def _ordered(deck: Tensor, some: Tensor, k: int) -> Tensor:
+    """The deck [n, chunks, length] in each of some orders [c, chunks], as vectors [n c, k, m]."""
+    return deck.index_select(1, some.flatten()).view(len(deck) * len(some), k, -1)
+
+
+def _put_back(slope: Tensor, some: Tensor) -> Tensor:
+    """[n, c chunks, length] in some orders [c, chunks] as [n, c, chunks, length] in the deck's.
+
+    By the inverse orders: sums at given places depend on chance on an accelerator.
+    """
+    c, chunks = some.shape
+    inverse = torch.empty_like(some)
+    inverse.scatter_(
+        1, some.long(), torch.arange(chunks, device=some.device, dtype=some.dtype).expand_as(some)
+    )
+    inverse += chunks * torch.arange(c, device=some.device, dtype=some.dtype)[:, None]
+    return slope.index_select(1, inverse.flatten()).view(len(slope), c, chunks, -1)
 
 
 def _check(**numbers: int) -> None:
