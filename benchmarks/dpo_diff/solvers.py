@@ -178,7 +178,17 @@ def main() -> None:
 
     save(options, "solvers", draw, figsize=(5, 3.2))
     sentences, gaps = claims(curves, raw)
-    report(options, table | gaps, " ".join(sentences))
+    found = {
+        "keys": [list(key) for key in lab.keys],
+        "gains": {name: per_budget(curves.gained[name]) for name in options.solvers},
+        "free_steps": {name: per_budget(curves.counted[name]) for name in options.solvers},
+    }
+    report(options, table | gaps, " ".join(sentences), runs=found)
+
+
+def per_budget(gains: dict[int, list[float]]) -> dict[str, list[float]]:
+    """Each run's gain, in the order of the keys; for tables made of several parts."""
+    return {str(budget): values for budget, values in gains.items()}
 
 
 def claims(curves: Curves, raw: Sequence[Outcome]) -> tuple[list[str], dict[str, Any]]:

@@ -78,7 +78,7 @@ class Bandit(Solver[BanditState]):
     startup: int = 20
     batch: int = 10
     parents: int = 5
-    pool: int = 100
+    pool: int = 60
     rate: float = 0.1
     rest: float = 0.3
     known: Known = ()
