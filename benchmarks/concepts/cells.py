@@ -1,32 +1,36 @@
 """What the benchmarks of concepts share: cells (a concept learned in one way), kept on the disk.
 
-A cell is a concept, a variant and a seed. What is measured of it is a line of `cells.jsonl` in the
-folder of `--out`; a line that is there is not computed again, so a script that was interrupted goes
-on, and scripts share what they have in common.
+A cell is a concept, a variant and a seed. What is measured of it is a line of a file in the folder
+of `--out`; a line that is there is not computed again, so a script that was interrupted goes on,
+and scripts share what they have in common. Several processes may share the folder, each with a part
+of the cells (`--only 1/8` to `--only 8/8`); each writes a file of its own and reads all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import tiller
 from concepts import CONCEPTS, Made, pictures
-from tiller.concepts.learn import ConceptResult, learn_concept
+from tiller.concepts.learn import ConceptResult, learn_concept, make
 from tiller.concepts.metrics import Measured, evaluate
-from tiller.concepts.pictures import load_pictures, to_tensor
+from tiller.concepts.pictures import load_pictures
 from tiller.models import FrozenModel
 from tiller.runs.record import read_run
 
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
+# Few steps on many trials: at equal forwards as good as many on few, and quicker on a GPU.
+TI: dict[str, Any] = {"method": "ti", "draws": 32, "lr": 0.02, "check_every": 20}
 VARIANTS: dict[str, dict[str, Any]] = {
     "pca": {},
     "prior": {"projection": "prior"},
@@ -34,14 +38,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"projection": "full"},
     "d=16": {"d": 16},
     "d=32": {"d": 32},
-    "d=64": {"d": 64},
+    "d=64": {},  # the default; the same cell as pca
     "d=128": {"d": 128},
     "2 tokens": {"tokens": 2},
     "3 tokens": {"tokens": 3},
     "no init": {"init": "random"},
-    "ti": {"method": "ti"},
-    "ti, 2 tokens": {"method": "ti", "tokens": 2},
-    "ti, no init": {"method": "ti", "init": "random"},
+    "ti": TI,
+    "ti, 2 tokens": TI | {"tokens": 2},
+    "ti, no init": TI | {"init": "random"},
 }
 WORD = "word"  # the variant that learns nothing
 
@@ -80,6 +84,9 @@ def arguments(about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--concepts", type=int, default=len(CONCEPTS), help="how many, from 1")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", metavar="I/N", help="make the I-th of N parts")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no cell after")
+    parser.add_argument("--kept", action="store_true", help="make no cell: show what is kept")
     parser.add_argument("--calls", type=int, default=12_000, help="forwards + backwards a cell")
     parser.add_argument("--images", type=int, default=16, help="pictures of each prompt")
     parser.add_argument("--out", type=Path, default=Path("runs/concepts"), help="of the cells")
@@ -101,43 +108,70 @@ class Cells:
         self.options = options
         self.model: FrozenModel = tiller.load_model(options.model)
         self.common = dict(setting.split("=", 1) for setting in options.set)
-        self.file = options.out / "cells.jsonl"
+        self.began = time.monotonic()
+        part, _, parts = (options.only or "1/1").partition("/")
+        self.part, self.parts = int(part) - 1, int(parts)
+        self.file = options.out / f"cells{options.only.replace('/', '-')}.jsonl"
         self.known: dict[str, Cell] = {}
-        if self.file.is_file():
-            for line in self.file.read_text().splitlines():
+        for file in sorted(options.out.glob("cells*.jsonl")):
+            for line in file.read_text().splitlines():
                 found = json.loads(line)
                 key = found.pop("key")
                 self.known[key] = Cell(**found)
 
     def grid(self, variants: Sequence[str]) -> dict[str, list[Cell]]:
-        """The cells of each variant: all seeds of the first concept, then of the second."""
+        """The cells of each variant: all seeds of the first concept, then of the second.
+
+        A concept and a seed of which a variant is missing (`--kept`, `--seconds`) are left out, so
+        that variants are compared on the same ones. A part of the cells has no table: it ends here.
+        """
         made = CONCEPTS[: self.options.concepts]
-        keys = [(one, v, s) for one in made for s in range(self.options.seeds) for v in variants]
+        pairs = [(one, seed) for seed in range(self.options.seeds) for one in made]
+        mine = pairs[self.part :: self.parts]
+        for i, (one, seed) in enumerate(mine):
+            for variant in variants:
+                self.cell(one, variant, seed)
+            print(f"{i + 1} of {len(mine)}: {one.name}, seed {seed}", file=sys.stderr, flush=True)
+        if self.parts > 1:
+            raise SystemExit(0)
         found: dict[str, list[Cell]] = {variant: [] for variant in variants}
-        for i, (one, variant, seed) in enumerate(keys):
-            found[variant].append(self.cell(one, variant, seed))
-            print(f"{i + 1} of {len(keys)} cells", file=sys.stderr, flush=True)
+        for one, seed in sorted(pairs, key=lambda pair: made.index(pair[0])):
+            cells = [self.known.get(self.key(one, variant, seed)) for variant in variants]
+            if any(cell is None for cell in cells):
+                print(f"incomplete, left out: {one.name}, seed {seed}", file=sys.stderr)
+                continue
+            for variant, cell in zip(variants, cells, strict=True):
+                found[variant].append(replace(cell, variant=variant))
         return found
 
-    def cell(self, made: Made, variant: str, seed: int) -> Cell:
-        """One cell, from the disk if it is there."""
+    def cell(self, made: Made, variant: str, seed: int) -> None:
+        """Make one cell, unless it is kept, or the time is over."""
+        options, key = self.options, self.key(made, variant, seed)
+        late = time.monotonic() - self.began > options.seconds
+        if key in self.known or options.kept or late:
+            return
+        self.known[key] = self._made(made, variant, seed)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
+
+    def key(self, made: Made, variant: str, seed: int) -> str:
+        """What a cell is kept under: all that it depends on, the methods' defaults included."""
         options = self.options
-        fixed = [options.model, options.calls, options.images, sorted(self.common.items())]
-        key = json.dumps([made.name, variant, seed, *fixed])
-        if key not in self.known:
-            self.known[key] = self._made(made, variant, seed)
-            options.out.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a") as file:
-                file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
-        return self.known[key]
+        how = [] if variant == WORD else [name_and_fields(*self.method(variant))]
+        return json.dumps([made.name, *how, seed, options.model, options.calls, options.images])
+
+    def method(self, variant: str) -> tuple[str, dict[str, Any]]:
+        """The variant's method and settings."""
+        settings = {"preview_every": 0, "patience": 0} | VARIANTS[variant] | self.common
+        return settings.pop("method", "gfti"), settings
 
     def _made(self, made: Made, variant: str, seed: int) -> Cell:
         size = (self.model.defaults.height, self.model.defaults.width)
         given = load_pictures(pictures(made.name), size)
         if variant == WORD:
             return self._word(made, given.tensor(), seed)
-        settings = {"preview_every": 0, "patience": 0} | VARIANTS[variant] | self.common
-        method = settings.pop("method", "gfti")
+        method, settings = self.method(variant)
         share = self.options.calls if method == "gfti" else self.options.calls // 2
         result = learn_concept(
             self.model,
@@ -183,6 +217,11 @@ class Cells:
         )
 
 
+def name_and_fields(method: str, settings: dict[str, Any]) -> list[Any]:
+    """A method as a key has it: with all of its fields."""
+    return [method, sorted(asdict(make(method, settings)).items())]
+
+
 def _cell(
     made: Made, variant: str, seed: int, measured: Measured, result: ConceptResult | None
 ) -> Cell:
@@ -214,8 +253,3 @@ def curve(run: Path) -> list[tuple[int, float]]:
         lowest = min([float(entry["held_out"]), *(loss for _, loss in found)])
         found.append((cost["forwards"] + cost["backwards"], lowest))
     return found
-
-
-def drawn(name: str) -> Tensor:
-    """[4, 3, 64, 64] in [0, 1]: the pictures of a concept."""
-    return torch.stack([to_tensor(picture) for picture in pictures(name)])

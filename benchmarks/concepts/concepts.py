@@ -1,9 +1,11 @@
 """The concepts of these benchmarks: pictures that the bundled model has never seen.
 
 Eight emoji that are not among its subjects, two subjects in two colours at once, and two styles;
-four 64x64 pictures of each, as the bundled model's scenes are composed. Needs the font of the
-Debian package `fonts-noto-color-emoji`. The pictures in `examples/` were written by
+four 64x64 pictures of each, as the bundled model's scenes are composed. They lie in `pictures/`, so
+that no font is needed and every machine learns from the same; those and the ones in `examples/`
+were written, with the font of the Debian package `fonts-noto-color-emoji`, by
 
+    python benchmarks/concepts/concepts.py benchmarks/concepts/pictures
     python benchmarks/concepts/concepts.py examples panda strawberry outline
 """
 
@@ -59,8 +61,19 @@ CONCEPTS = (
 )
 
 
-def pictures(name: str, seed: int = 0) -> list[Image.Image]:
-    """Four 64x64 pictures of the concept called `name`."""
+def pictures(name: str) -> list[Image.Image]:
+    """The four 64x64 pictures of the concept called `name`."""
+    home = Path(__file__).parent / "pictures" / folder_of(name)
+    return [Image.open(home / f"{i}.png").convert("RGB") for i in range(1, PICTURES + 1)]
+
+
+def folder_of(name: str) -> str:
+    """The concept's folder."""
+    return name.replace(" ", "-")
+
+
+def composed(name: str, seed: int = 0) -> list[Image.Image]:
+    """The pictures made anew."""
     rng = np.random.default_rng([seed, [made.name for made in CONCEPTS].index(name)])
     grounds = rng.permutation(sorted(BACKGROUND_RGB))[:PICTURES]
     things = rng.permutation(sorted(SUBJECTS))[:PICTURES]
@@ -122,12 +135,12 @@ _STYLED = {"outline": _outline, "mosaic": _mosaic}
 
 
 def main() -> None:
-    """Write the pictures of some concepts: a folder for each."""
+    """Write the pictures of all concepts, or of some: a folder for each."""
     folder, *names = sys.argv[1:]
-    for name in names:
-        home = Path(folder) / name
+    for name in names or [made.name for made in CONCEPTS]:
+        home = Path(folder) / folder_of(name)
         home.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(pictures(name), 1):
+        for i, picture in enumerate(composed(name), 1):
             picture.save(home / f"{i}.png", optimize=True)
 
 

@@ -63,7 +63,7 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
     noise = torch.rand(4, *size, 3, generator=torch.Generator().manual_seed(0))
     photos = [Image.fromarray((one * 255).byte().numpy()) for one in noise]
     material, _ = _material(model, method, load_pictures(photos, size), "object", 0)
-    objective = DenoisingLoss(model, material.latents, material.templates, method.sampling())
+    objective = material.loss(model, method.sampling())
     times: dict[str, list[float]] = {"generation": [], "denoiser": [], "text": [], "solver": []}
     solver = Stopwatch()
     began = [clock()]

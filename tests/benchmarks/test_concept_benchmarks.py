@@ -11,14 +11,11 @@ from typing import Any
 
 import pytest
 
-from tiller.models.bundled.scenes import FONT
 from tiller.testing.fake_pipeline import save_fake_pipeline
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "concepts"
 TINY = ["--concepts", "1", "--seeds", "1", "--calls", "16", "--images", "1"]
 FIELDS = ["--set", "draws=2", "held_out_draws=2", "check_every=1", "init=x"]
-
-needs_font = pytest.mark.skipif(not FONT.exists(), reason="the pictures are drawn with the font")
 
 
 @pytest.fixture
@@ -48,7 +45,6 @@ def folders(tmp_path: Path) -> list[str]:
     return ["--out", str(tmp_path / "cells"), "--figures", str(tmp_path / "figures")]
 
 
-@needs_font
 @pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
 def test_variants_and_convergence_share_their_cells(
     run: Callable[..., Any], folders: list[str], model: Path, tmp_path: Path
@@ -67,7 +63,30 @@ def test_variants_and_convergence_share_their_cells(
     assert cells.read_text().splitlines() == lines
 
 
-@needs_font
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_parts_of_the_grid_write_files_of_their_own(
+    run: Callable[..., Any],
+    folders: list[str],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two processes make a concept each, a third reads what both have kept, and only that."""
+    tiny = [*TINY, "--concepts", "3", *FIELDS, "popsize=4", *folders, "--model", str(model)]
+    wanted = ["--variants", "word", "pca", "d=64"]
+    for part in ("1/3", "2/3"):
+        with pytest.raises(SystemExit) as ended:
+            run("variants", *tiny, *wanted, "--only", part)
+        assert ended.value.code == 0
+    kept = sorted(path.name for path in (tmp_path / "cells").glob("*.jsonl"))
+    assert kept == ["cells1-3.jsonl", "cells2-3.jsonl"]
+    lines = (tmp_path / "cells" / kept[0]).read_text().splitlines()
+    assert len(lines) == 2  # d = 64 is the default, and not made again
+    found = run("variants", *tiny, *wanted, "--kept")
+    assert found["table"]["d=64"]["reconstruction"]["runs"] == 2
+    assert found["table"]["d=64"] == found["table"]["pca"]
+
+
 @pytest.mark.filterwarnings("ignore:the prompt has")
 def test_convergence_draws_its_curves(
     run: Callable[..., Any], folders: list[str], model: Path, tmp_path: Path

@@ -203,3 +203,21 @@ def test_what_cannot_be_is_refused(model: FrozenModel, latents: Tensor) -> None:
         loss_of(model, latents, flip=0.5)
     with pytest.raises(InvalidInput, match="at least one row"):
         loss_of(model, latents, rows=0)
+
+
+def test_each_picture_is_spoken_of_where_it_is(model: FrozenModel, latents: Tensor) -> None:
+    """A sentence ends with the place of its trial's picture, whichever that is."""
+    places = ("on a", "", "b")
+    sampling = Sampling(draws=7, templates=2)
+    objective = DenoisingLoss(model, latents, ["a {}", "{}"], sampling, places=places)
+    bare = DenoisingLoss(model, latents, ["a {}", "{}"], sampling)
+    told, plain = objective.trials(Draw(0, 2)), bare.trials(Draw(0, 2))
+    assert torch.equal(told.noisy, plain.noisy)
+    assert len(told.templates) == len(set(told.templates)) <= 6
+    draw = Draw(0, 2).generator("pictures")
+    pictures = torch.cat([torch.randperm(3, generator=draw) for _ in range(3)])[:7].tolist()
+    for j, picture in enumerate(pictures):
+        sentence = plain.templates[int(plain.sentence[j])]
+        assert told.templates[int(told.sentence[j])] == f"{sentence} {places[picture]}".strip()
+    with pytest.raises(InvalidInput, match="expected 3 places"):
+        DenoisingLoss(model, latents, ["a {}"], places=("on a",))

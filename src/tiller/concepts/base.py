@@ -30,6 +30,8 @@ class ConceptMethod(ABC):
         clip: the CLIP of the attention: auto, emoji, or the hub id or folder of a CLIPModel.
         draws: (picture, timestep, noise) trials of one evaluation (the paper: 20).
         templates: different sentences among them, at most.
+        ground: whether sentences say what colour is behind the thing ("on a blue background"),
+            where a picture's border has one; else the word has to explain it as well (ours).
         flip: chance that a picture is seen in the mirror.
         t_low: the part of the noise schedule that is tried begins here; 0 is clean.
         t_high: and ends here; 1 is pure noise.
@@ -45,6 +47,7 @@ class ConceptMethod(ABC):
     clip: str = "auto"
     draws: int = 4
     templates: int = 2
+    ground: bool = True
     flip: float = 0.0
     t_low: float = 0.0
     t_high: float = 1.0

@@ -94,11 +94,11 @@ def sample(
     *,
     at_once: int = 1,
 ) -> Tensor:
-    """Pictures [n, 3, H, W] in [0, 1] of one conditioning, one a seed.
+    """Pictures [n, 3, H, W] in [0, 1] on the CPU, one a seed.
 
     Args:
         model: the frozen model.
-        told: one row.
+        told: one row for all of them, or one for each.
         seeds: of diffusers' noises.
         settings: the model's own if not given.
         at_once: pictures of one batch. One at a time, a picture is bit for bit what a plain
@@ -106,8 +106,10 @@ def sample(
     """
     path = Trajectory(model, settings)
     noise = [path.sample_noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    rows = told.expand(len(noise))
     parts = []
     for first in range(0, len(noise), at_once):
-        part = torch.stack(noise[first : first + at_once])
-        parts.append(model.decode(path.run(part, told.expand(len(part)))).cpu())
+        span = slice(first, first + at_once)
+        part = torch.stack(noise[span])
+        parts.append(model.decode(path.run(part, rows.index(span))).cpu())
     return torch.cat(parts)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tiller.concepts import initialize, templates
 from tiller.concepts.base import ConceptMethod
-from tiller.concepts.objective import DenoisingLoss, rows_that_fit
+from tiller.concepts.grounds import place_of
+from tiller.concepts.objective import rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
 from tiller.concepts.run import KIND, SPACE, ConceptRun, Material, Progress
 from tiller.concepts.vocabulary import Words, is_emoji, words_of
@@ -130,7 +131,7 @@ def learn_concept(
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
     _say_how_many(found)
     material, began = _material(loaded, chosen, found, subject, seed)
-    probe = DenoisingLoss(loaded, material.latents, material.templates, chosen.sampling())
+    probe = material.loss(loaded, chosen.sampling())
     spec = {
         "kind": KIND,
         "token": token,
@@ -141,7 +142,10 @@ def learn_concept(
         "model": loaded.source,
         "model_options": loaded.options,
         "model_fingerprint": loaded.fingerprint(),
-        "pictures": [_about(item) for item in found.items],
+        "pictures": [
+            _about(item) | {"place": place}
+            for item, place in zip(found.items, material.places, strict=True)
+        ],
         "left_out": list(found.left_out),
         "init": began,
         "budget": str(limits),
@@ -199,8 +203,9 @@ def resume_concept(
     names = range(1, len(spec["pictures"]) + 1)
     images = [store.load_image(f"input-{i:02d}")[0] for i in names]
     latents = _latents(loaded, chosen, images)
-    said = _sentences(loaded, spec["subject"], chosen.tokens)
-    material = Material.load(store.path / SPACE, latents, said)
+    places = [one.get("place", "") for one in spec["pictures"]]  # runs before them have none
+    said = _sentences(loaded, spec["subject"], chosen.tokens, places)
+    material = Material.load(store.path / SPACE, latents, said, places)
     with store:
         if budget is not None:
             store.set_budget(str(Budget.parse(budget) if isinstance(budget, str) else budget))
@@ -242,23 +247,39 @@ def _material(
     model: FrozenModel, method: ConceptMethod, pictures: Pictures, subject: str, seed: int
 ) -> tuple[Material, list[str]]:
     """What is learned from, and the words that e0 was made of, the heaviest first."""
-    said = _sentences(model, subject, method.tokens)
+    images = [item.image for item in pictures.items]
+    places = tuple(place_of(to_tensor(image)) if method.ground else "" for image in images)
+    try:
+        said = _sentences(model, subject, method.tokens, places)
+    except InvalidInput:  # a text encoder of few places
+        places = ("",) * len(images)
+        said = _sentences(model, subject, method.tokens, places)
     words = words_of(model)
     start, began = _start(model, method, pictures, words, said[0], seed)
     space, z = method.space(start, words, seed)
-    latents = _latents(model, method, [item.image for item in pictures.items])
-    return Material(space, z, latents, said), began
+    latents = _latents(model, method, images)
+    return Material(space, z, latents, said, places), began
 
 
-def _sentences(model: FrozenModel, subject: str, tokens: int) -> tuple[str, ...]:
+def _sentences(
+    model: FrozenModel, subject: str, tokens: int, places: Sequence[str]
+) -> tuple[str, ...]:
     """The training sentences that the text encoders read whole, the word's vectors included.
+
+    Args:
+        model: the frozen model.
+        subject: object or style.
+        tokens: of the word.
+        places: what follows the sentences.
 
     Raises:
         InvalidInput: none is read whole.
     """
 
+    longest = max(places, key=len, default="")
+
     def fits(sentence: str) -> bool:
-        rest = sentence.replace("{}", " ")
+        rest = f"{sentence.replace('{}', ' ')} {longest}"
         sizes = [len(t(rest).input_ids) + tokens - t.model_max_length for t in model.tokenizers]
         return bool(max(sizes) <= 0)
 
@@ -282,7 +303,7 @@ def _start(
         return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
     if method.init != "clip":
         return initialize.of_words(model, method.init, method.tokens), method.init.split()
-    seen = pictures.tensor()
+    seen = pictures.tensor().to(model.device)
     try:
         tower = tower_for(_clip(model, method), seen)
     except InvalidInput as error:

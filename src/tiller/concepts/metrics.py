@@ -18,12 +18,12 @@ from tiller.concepts import templates
 from tiller.concepts.drawing import sample, told_by, vocabulary
 from tiller.concepts.vocabulary import is_emoji
 from tiller.core.errors import InvalidInput, TillerError
-from tiller.models.base import FrozenModel
+from tiller.models.base import Conditioning, FrozenModel
 from tiller.models.concepts import Concept
 from tiller.models.pieces import Piece
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 
-BATCH = 16  # pictures drawn at once
+BATCH, ACCELERATED = 16, 256  # pictures drawn at once, on a CPU and elsewhere
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,19 @@ def evaluate(
     named, read = _reader(model, concept)
     seeds = range(seed, seed + images)
 
-    def drawn(template: str) -> Tensor:
-        text = read(template)
-        if on_prompt is not None:
-            on_prompt(templates.filled(template, named))
-        return sample(model, told_by(model, text), seeds, at_once=BATCH)
-
-    plain = drawn(templates.training(subject, emoji=emoji)[0])
     edits = templates.edits(subject, emoji=emoji)
-    edited = [drawn(template) for template, _ in edits]
+    asked = [templates.training(subject, emoji=emoji)[0], *(template for template, _ in edits)]
+    at_once = BATCH if model.device.type == "cpu" else ACCELERATED
+    drawn: list[Tensor] = []
+    for some in _several(asked, max(1, at_once // images)):
+        for template in some:
+            if on_prompt is not None:
+                on_prompt(templates.filled(template, named))
+        told = [told_by(model, read(template)).expand(images) for template in some]
+        noises = [*seeds] * len(some)
+        found = sample(model, Conditioning.cat(told), noises, at_once=at_once)
+        drawn += torch.split(found.to(model.device), images)
+    plain, edited = drawn[0], drawn[1:]
     said = [rest for _, rest in edits]
     return Measured(
         token=named,
@@ -162,6 +166,11 @@ def _reader(model: FrozenModel, concept: Concept | str) -> tuple[str, Callable[[
     if not concept.strip():
         raise InvalidInput(f"expected a word to compare with, got {concept!r}")
     return concept, lambda template: [templates.filled(template, concept)]
+
+
+def _several(asked: Sequence[str], count: int) -> list[Sequence[str]]:
+    """The prompts, `count` at a time."""
+    return [asked[first : first + count] for first in range(0, len(asked), count)]
 
 
 @torch.no_grad()
@@ -184,7 +193,7 @@ def _judged(
     """The judge's verdicts; it knows 32 subjects and calls everything else by the nearest."""
     from tiller.models.bundled.loaders import load_judge
 
-    judge = load_judge()
+    judge = load_judge().to(plain.device)
     shares = []
     for rest, pictures in zip(said, edited, strict=True):
         right = [_shows(verdict, rest) for verdict in judge.verdict(pictures)]

@@ -65,7 +65,7 @@ class Trials:
         t: [m] timesteps, one from each of m equal parts of the schedule.
         noisy: [m, C, h, w] the pictures' latents at these timesteps.
         target: [m, C, h, w] what the network should have said.
-        templates: the round's sentences.
+        templates: the round's sentences, with the places of the pictures that they are about.
         sentence: [m] which of them each trial uses.
     """
 
@@ -93,6 +93,8 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         latents: [N, C, h, w] of the pictures, or [2, N, C, h, w] with the mirrored ones.
         templates: the sentences, each with one `{}`.
         sampling: what a round is taken over.
+        places: how the sentences about each picture end ("on a blue background"), "" for as they
+            are; none for no picture.
         rows: of one denoiser call at most; a call of another size differs by rounding, so a run
             keeps to one.
 
@@ -117,6 +119,7 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         templates: Sequence[str],
         sampling: Sampling = Sampling(),  # frozen
         *,
+        places: Sequence[str] = (),
         rows: int = 128,
     ) -> None:
         views = latents if latents.ndim == 5 else latents[None]
@@ -133,10 +136,13 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         bad = [text for text in templates if text.count("{}") != 1]
         if bad or not templates:
             raise InvalidInput(f"sentences need one {{}} for the concept each, got {bad or 'none'}")
+        if places and len(places) != views.shape[1]:
+            raise InvalidInput(f"expected {views.shape[1]} places, one a picture, got {places}")
         if rows < 1:
             raise InvalidInput(f"a call has at least one row, got {rows=}")
         self.model = model
         self.templates = tuple(templates)
+        self.places = tuple(places) or ("",) * views.shape[1]
         self.sampling = sampling
         self.rows = rows
         self._views = views.to(model.device, model.dtype)
@@ -170,8 +176,14 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         steps = int(self.model.scheduler.config.num_train_timesteps)
         t = ((own.t_low + (own.t_high - own.t_low) * spread) * steps).long().clamp(max=steps - 1)
         picks = torch.randperm(len(self.templates), generator=draw.generator("templates"))
-        chosen = tuple(self.templates[i] for i in picks[: min(m, own.templates)].tolist())
-        sentence = _dealt(len(chosen), m, draw.generator("sentences"))
+        some = [self.templates[i] for i in picks[: min(m, own.templates)].tolist()]
+        dealt = _dealt(len(some), m, draw.generator("sentences"))
+        whole = [
+            f"{some[i]} {self.places[j]}".rstrip()
+            for i, j in zip(dealt.tolist(), pictures.tolist(), strict=True)
+        ]
+        chosen = tuple(dict.fromkeys(whole))
+        sentence = torch.tensor([chosen.index(text) for text in whole])
         eps = torch.randn((m, *self._views.shape[2:]), generator=draw.generator("noise"))
         eps, device = eps.to(self._views), self._views.device
         x0 = self._views[mirrored.to(device), pictures.to(device)]

@@ -19,7 +19,7 @@ from tiller.concepts.base import ConceptMethod
 from tiller.concepts.card import model_card
 from tiller.concepts.drawing import sample, told_by, vocabulary
 from tiller.concepts.files import encoded
-from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.objective import DenoisingLoss, Sampling
 from tiller.concepts.watch import Look, Watch
 from tiller.core.budget import Budget, metered
 from tiller.core.errors import RunError
@@ -70,12 +70,20 @@ class Material:
         z: [1, k, d] where it is e0.
         latents: [views, N, C, h, w] of the pictures, the mirrored ones second where they are used.
         templates: the training sentences, the plainest first.
+        places: how the sentences about each picture end.
     """
 
     space: ConceptSpace
     z: Tensor
     latents: Tensor
     templates: tuple[str, ...]
+    places: tuple[str, ...] = ()
+
+    def loss(self, model: FrozenModel, sampling: Sampling, rows: int = 128) -> DenoisingLoss:
+        """The loss of the pictures in these sentences, over the sampling."""
+        return DenoisingLoss(
+            model, self.latents, self.templates, sampling, places=self.places, rows=rows
+        )
 
     def save(self, path: Path) -> None:
         """Keep the space, which may come from a CLIP or from random numbers."""
@@ -88,7 +96,9 @@ class Material:
         write_atomically(path, save(unshared(tensors), about), "keep the concept's space")
 
     @classmethod
-    def load(cls, path: Path, latents: Tensor, templates: Sequence[str]) -> Material:
+    def load(
+        cls, path: Path, latents: Tensor, templates: Sequence[str], places: Sequence[str]
+    ) -> Material:
         """The material of a run's folder.
 
         Raises:
@@ -103,7 +113,7 @@ class Material:
                 about = file.metadata()
             start = torch.split(found["start"], json.loads(about["widths"]), dim=1)
             space = ConceptSpace(start, found.get("basis"), float(about["spread"]))
-            return cls(space, found["z"], latents, tuple(templates))
+            return cls(space, found["z"], latents, tuple(templates), tuple(places))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} is damaged ({error}); learn the concept again") from error
 
@@ -131,9 +141,8 @@ class ConceptRun:
         self.store = store
         self.budget = Budget.parse(spec["budget"])
         rows = int(spec["rows"])
-        parts = (model, material.latents, material.templates)
-        self.objective = DenoisingLoss(*parts, method.sampling(), rows=rows)
-        self._held_out = DenoisingLoss(*parts, method.held_out(), rows=rows)
+        self.objective = material.loss(model, method.sampling(), rows)
+        self._held_out = material.loss(model, method.held_out(), rows)
         self._watch: Watch | None = None
         self._look: Look | None = None
         self._start = float("nan")
@@ -247,7 +256,8 @@ class ConceptRun:
         """Draw the concept in its plainest sentence; the files' names in the run's folder."""
         concept, seed = self.concept(), int(self.spec["seed"])
         text = vocabulary(self.model, [concept]).read(str(self.spec["prompt"]))
-        pictures = sample(self.model, told_by(self.model, text), range(seed, seed + count))
+        seeds = range(seed, seed + count)
+        pictures = sample(self.model, told_by(self.model, text), seeds, at_once=count)
         about = {key: self.spec[key] for key in ("prompt", "model", "versions")}
         about |= {**self.spec["sampler"], "method": self.spec["method"]["name"]}
         names = []

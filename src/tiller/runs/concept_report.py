@@ -80,7 +80,8 @@ def _given(record: Record) -> list[GivenView]:
         path = record.path / "images" / f"input-{i + 1:02d}.png"
         if path.is_file():
             width, height = item["size"]
-            notes = ", ".join([f"{width} x {height}", *item["notes"]])
+            said = [f"“{item['place']}”"] if item.get("place") else []
+            notes = ", ".join([f"{width} x {height}", *item["notes"], *said])
             found.append(GivenView(thumbnail(path), str(item["name"]), notes))
     return found
 

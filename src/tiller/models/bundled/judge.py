@@ -119,6 +119,11 @@ class Judge:
         net.load_state_dict({k: v.float() for k, v in load_file(str(weights)).items()})
         return cls(net)
 
+    def to(self, device: torch.device | str) -> Judge:
+        """The same judge, at work on another device."""
+        self._net.to(device)
+        return self
+
     @torch.inference_mode()
     def verdict(self, images: Tensor) -> list[Verdict]:
         """What each picture of `images` [n, 3, H, W] in [0, 1] shows.
@@ -130,7 +135,7 @@ class Judge:
             raise InvalidInput(
                 f"expected images of shape [n, 3, H, W] in [0, 1], got {tuple(images.shape)=}"
             )
-        pixels = images.detach().float().cpu()
+        pixels = images.detach().float().to(next(self._net.parameters()).device)
         if pixels.shape[-2:] != (64, 64):
             pixels = F.interpolate(pixels, (64, 64), mode="bicubic", antialias=True)
         batches = torch.split(pixels.clamp(0, 1) * 2 - 1, 256)
