@@ -1,6 +1,7 @@
 """Pictures of any words from numbered noises: drawn once, scored by every reward, judged.
 
-Their scores are kept in a file, so nothing is drawn twice, by whichever script.
+Their scores are kept in a file, so nothing is drawn twice, by whichever script. Scripts that run
+side by side may share it: each batch's lines are written in one go.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -89,10 +91,11 @@ class Gallery:
         new = [one for one in dict.fromkeys(asked) if self._key(one) not in self._known]
         for first in range(0, len(new), self.batch):
             some = new[first : first + self.batch]
-            with self._file.open("a", encoding="utf-8") as file:
-                for one, seen in zip(some, self._draw(some), strict=True):
-                    self._known[self._key(one)] = seen
-                    file.write(json.dumps({"key": self._key(one), **asdict(seen)}) + "\n")
+            seen = dict(zip(map(self._key, some), self._draw(some), strict=True))
+            self._known |= seen
+            lines = [json.dumps({"key": key, **asdict(one)}) for key, one in seen.items()]
+            with self._file.open("ab", buffering=0) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
             self.drawn += len(some)
         return [self._known[self._key(one)] for one in asked]
 
@@ -108,7 +111,7 @@ class Gallery:
             told = self.model.encode([p for p, _ in words], [n for _, n in words])
         space = Noise(self.path.noise_shape, told)
         noise = torch.cat([space.sample(1, Stream(one.seed, position=one.index)) for one in asked])
-        pictures = self.model.decode(self.path.run(noise, told)).float().cpu()
+        pictures = self.model.decode(self.path.run(noise, told)).float()
         prompts = [one.prompt for one in asked]
         scores = {k: v.tolist() for k, v in self.rewards.parts_scores(pictures, prompts).items()}
         right = self.judge.faithful(pictures, prompts)
@@ -119,7 +122,17 @@ class Gallery:
 
     def _read(self) -> list[tuple[str, Seen]]:
         lines = self._file.read_text(encoding="utf-8").split("\n") if self._file.exists() else []
-        whole = [json.loads(line) for line in lines[:-1]]  # an interrupted line has no end
-        if lines and lines[-1]:
-            self._file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+        if lines and lines[-1]:  # an interrupted line has no end; what comes next begins a new one
+            with self._file.open("ab", buffering=0) as file:
+                file.write(b"\n")
+        whole = [one for one in map(_parsed, lines) if one]
         return [(one["key"], Seen(one["scores"], one["faithful"])) for one in whole]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line's object; nothing of a line that was interrupted."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return found

@@ -60,7 +60,7 @@ def chosen(lab: Lab, *, below: float, above: float) -> dict[str, list[dict[str, 
     options = lab.options
     found: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
     prompts = pool(options.pool_seed)
-    each = max(1, options.batch // options.noises)
+    each = max(1, lab.batch // options.noises)
     for _ in range(max(1, options.images // (each * options.noises))):
         some = [next(prompts) for _ in range(each)]
         asked = [Asked(text, (text, ""), 0, index) for text, _ in some for index in lab.own]

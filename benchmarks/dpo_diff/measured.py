@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gallery import HELD_OUT, REWARD, Gallery, Seen, Words
-from grid import arguments
+from gallery import HELD_OUT, REWARD, Asked, Gallery, Seen, Words
+from grid import AT_ONCE, arguments
 
 import tiller
 from tiller.core.errors import InvalidInput, TillerNotice
@@ -28,6 +28,7 @@ from tiller.tasks.statistics import Estimated, estimated
 
 HARD = Path(__file__).with_name("hard.json")
 SAMPLER = ("num_inference_steps", "guidance_scale", "scheduler")
+BATCH = {"cpu": 32, "cuda": 1024}  # pictures at once
 EQUAL = 1e-6  # two scores that differ by less are the same words' up to rounding
 
 
@@ -67,7 +68,8 @@ class Lab:
         _, plain = make_method(method, self.settings)
         self.noises = {} if plain.repeats == options.noises else {"noises": options.noises}
         _, chosen = make_method(method, {**self.settings, **self.noises})
-        self.gallery = Gallery(self.model, chosen, options.out, batch=options.batch)
+        self.batch = options.batch or BATCH[self.model.device.type]
+        self.gallery = Gallery(self.model, chosen, options.out, batch=self.batch)
         self.own = range(options.noises)
         self.unseen = range(options.noises, options.noises + options.unseen)
 
@@ -86,12 +88,14 @@ class Lab:
                 f"expected {self.options.prompts} prompts for {self.options.task!r} in "
                 f"{self.options.hard}, got {len(prompts)}; choose more with hard.py"
             )
-        return prompts[: self.options.prompts]
+        part, parts = self.options.part
+        return prompts[: self.options.prompts][part - 1 :: parts]
 
     def runs(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
         """A run for each prompt and seed, some at once; finished ones are read back."""
         found: list[tiller.Result] = []
-        each = max(1, self.options.at_once // self.options.seeds)
+        at_once = self.options.at_once or AT_ONCE[self.model.device.type]
+        each = max(1, at_once // self.options.seeds)
         for first in range(0, len(self.prompts), each):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TillerNotice)  # in the journal
@@ -113,12 +117,21 @@ class Lab:
 
     def searches(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
         """The same for a search of words, with the fields of `--set`."""
-        batch = {"batch": self.options.batch}
+        batch = {"batch": self.batch}
         return self.runs(method, budget=budget, **{**self.settings, **batch, **settings})
 
     def raw(self) -> list[Outcome]:
         """The user's own words."""
-        return [self.outcome(key, (key[0], "")) for key in self.keys]
+        words = [(prompt, "") for prompt, _ in self.keys]
+        self.look_at(words)
+        return [self.outcome(key, one) for key, one in zip(self.keys, words, strict=True)]
+
+    def look_at(self, words: Sequence[Words]) -> None:
+        """Draw the pictures of one text for each prompt and seed, in large batches."""
+        noises = [*self.own, *self.unseen]
+        pairs = zip(self.keys, words, strict=True)
+        asked = [Asked(key[0], one, key[1], index) for key, one in pairs for index in noises]
+        self.gallery.look(asked)
 
     def outcome(self, key: tuple[str, int], words: Words, **more: Any) -> Outcome:
         """The pictures of some words for a prompt and seed."""
@@ -129,16 +142,18 @@ class Lab:
 
     def outcomes(self, results: Sequence[tiller.Result]) -> list[Outcome]:
         """The pictures of what runs have found."""
+        words = [(result.best_prompt, result.best_negative_prompt) for result in results]
+        self.look_at(words)
         return [
             self.outcome(
                 key,
-                (result.best_prompt, result.best_negative_prompt),
+                found,
                 calls=result.cost.model_calls,
                 seconds=result.cost.seconds,
                 similarity=_similarity(result),
                 folder=str(result.run_dir),
             )
-            for key, result in zip(self.keys, results, strict=True)
+            for key, found, result in zip(self.keys, words, results, strict=True)
         ]
 
 
@@ -150,11 +165,21 @@ def options_of(about: str, script: str, task: str, **defaults: Any) -> argparse.
     parser.add_argument("--noises", type=int, default=3, help="that each prompt is drawn from")
     parser.add_argument("--unseen", type=int, default=8, help="noises that no search sees")
     parser.add_argument("--hard", type=Path, default=HARD, help="the chosen prompts")
-    parser.add_argument("--batch", type=int, default=32, help="pictures drawn at once")
-    parser.add_argument("--at-once", type=int, default=4, help="searches side by side")
+    parser.add_argument("--batch", type=int, help="pictures drawn at once [32; on a GPU 1024]")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="I/N", help="of the prompts, for processes"
+    )
     parser.add_argument("--set", nargs="+", metavar="FIELD=VALUE", help="fields of the method")
     parser.set_defaults(task=task)
     return parser
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The I-th of N parts, written I/N."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected I/N such as 1/3, got {text!r}")
+    return int(part), int(parts)
 
 
 def hard_prompts(path: Path, task: str) -> list[str]:

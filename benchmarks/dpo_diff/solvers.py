@@ -1,7 +1,7 @@
-"""Four solvers by their cost: random, EPO, GPO, GPO + ES (figure 3).
+"""Six solvers by their cost: random, EPO, GPO, GPO + ES (figure 3), annealing and a bandit.
 
     python benchmarks/dpo_diff/solvers.py [--prompts 30] [--seeds 4] [--images 384] [--noises 3]
-        [--json]
+        [--solvers epo gpo] [--part 1/3] [--json]
 
 The best score so far, less that of the user's words, at budgets of 8, 16, ... evaluations up to
 `--images` / `--noises` (128). An evaluation draws a prompt from all shared noises. The gradient
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import report, save, verdict
 from measured import Lab, Outcome, options_of, over_prompts, summary
 
-SOLVERS = ("random", "epo", "gpo", "gpo+es")
+SOLVERS = ("random", "epo", "gpo", "gpo+es", "annealing", "bandit")
 SMALLEST = 8
 SHARE = 0.5  # of a budget that the ascent may take
 
@@ -139,10 +139,10 @@ class Curves:
             solver = {"gpo": "random", "gpo+es": "epo"}[solver]  # no step is affordable
         return self.lab.searches(
             "dpo_diff",
-            budget=f"images={plan.evaluations * len(self.lab.own)}",
+            budget=f"images={(plan.evaluations + plan.iterations) * len(self.lab.own)}",
             solver=solver,
             leave_one_out=0.0,
-            gradient_share=1.0,  # the plan has seen to it
+            gradient_share=1.0,  # the plan has seen to it; an estimate counts as an image
             **learning,
         )
 
@@ -178,7 +178,17 @@ def main() -> None:
 
     save(options, "solvers", draw, figsize=(5, 3.2))
     sentences, gaps = claims(curves, raw)
-    report(options, table | gaps, " ".join(sentences))
+    found = {
+        "keys": [list(key) for key in lab.keys],
+        "gains": {name: per_budget(curves.gained[name]) for name in options.solvers},
+        "free_steps": {name: per_budget(curves.counted[name]) for name in options.solvers},
+    }
+    report(options, table | gaps, " ".join(sentences), runs=found)
+
+
+def per_budget(gains: dict[int, list[float]]) -> dict[str, list[float]]:
+    """Each run's gain, in the order of the keys; for tables made of several parts."""
+    return {str(budget): values for budget, values in gains.items()}
 
 
 def claims(curves: Curves, raw: Sequence[Outcome]) -> tuple[list[str], dict[str, Any]]:

@@ -73,7 +73,7 @@ class Budget:
 
     Args:
         steps: rounds.
-        images: full generations.
+        images: full generations, and estimates of them that are scored.
         forwards: denoiser forwards, summed over images, guidance counting double.
         seconds: wall time.
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tiller.core.budget import count
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective, Regulariser
 from tiller.core.rng import Draw
-from tiller.methods._pictures import Pictures, joined
+from tiller.methods._pictures import Pictures
 from tiller.models.inputs import Inputs
+from tiller.models.pieces import Piece
 from tiller.models.trajectory import Gradient
 from tiller.spaces.relaxed_words import SoftWords
+from tiller.spaces.words import cut_silently
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,23 @@ class SoftPictures(Objective[SoftWords, Tensor]):
 
     def render(self, x: SoftWords, draw: Draw) -> Tensor:
         """Estimates of the pictures [n S, 3, H, W], with the graph of the logits."""
-        return self.pictures.drawn(self._inputs(x, draw), self._gradient(draw))
+        return self._drawn(self._inputs(x, draw), self._gradient(draw))
 
     def render_jointly(self, xs: Sequence[SoftWords], draws: Sequence[Draw]) -> list[Tensor]:
         """The same for several runs, from one trajectory where their shortcuts are the same."""
         pairs = list(zip(xs, draws, strict=True))
         if len({self._gradient(draw) for draw in draws}) > 1:  # resumed in different rounds
             return [self.render(x, draw) for x, draw in pairs]
-        inputs = joined([self._inputs(x, draw) for x, draw in pairs])
-        pictures = self.pictures.drawn(inputs, self._gradient(draws[0]))
+        positive: list[list[Piece]] = []
+        negative: list[list[Piece]] = []
+        for x, draw in pairs:
+            said, avoided = x.texts(self._gumbel(x, draw), self.tau)
+            positive += said
+            negative += avoided
+        with cut_silently():
+            told = self.pictures.trajectory.model.encode_pieces(positive, negative)
+        inputs = Inputs(torch.cat([x.noise for x in xs]), told)
+        pictures = self._drawn(inputs, self._gradient(draws[0]))
         return list(torch.split(pictures, [len(x.noise) for x in xs]))
 
     def room(self, x: SoftWords, gradient: bool) -> int | None:
@@ -134,12 +145,24 @@ class SoftPictures(Objective[SoftWords, Tensor]):
         """A candidate's estimates [S, 3, H, W]."""
         return self.pictures.pick(y, index)
 
+    def _drawn(self, inputs: Inputs, gradient: Gradient) -> Tensor:
+        """The estimates, each billed as a picture: it is decoded and scored as one.
+
+        So a budget of images bounds the ascent too; a step costs less than a whole trajectory.
+        """
+        steps = self.pictures.trajectory.num_steps
+        if gradient.window(steps).stop < steps:  # a whole trajectory is billed by itself
+            count(images=len(inputs.noise))
+        return self.pictures.drawn(inputs, gradient)
+
     def _gradient(self, draw: Draw) -> Gradient:
         return self.shortcuts.gradient(self.pictures.trajectory.num_steps, draw)
 
     def _inputs(self, x: SoftWords, draw: Draw) -> Inputs:
-        shape = (self.pictures.images_per_candidate, *x.logits.shape[1:])
-        return Inputs(x.noise, x.conditioning(gumbel(shape, draw), self.tau))
+        return Inputs(x.noise, x.conditioning(self._gumbel(x, draw), self.tau))
+
+    def _gumbel(self, x: SoftWords, draw: Draw) -> Tensor:
+        return gumbel((self.pictures.images_per_candidate, *x.logits.shape[1:]), draw)
 
 
 def gumbel(shape: Sequence[int], draw: Draw) -> Tensor:

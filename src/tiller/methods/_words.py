@@ -5,6 +5,7 @@ Source: Wang et al., *On discrete prompt optimization for diffusion models* (DPO
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -26,16 +27,18 @@ from tiller.methods._wording import wording_of
 from tiller.methods.base import Method, Task
 from tiller.rewards._tower import EMOJI
 from tiller.rewards.base import Reward
+from tiller.solvers.annealing import Annealing
+from tiller.solvers.bandit import Bandit
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.evolution import Evolution
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.random import Random
 from tiller.solvers.rules import RmsProp
 from tiller.spaces.put_back import PutBack, put_back
-from tiller.spaces.relaxed_words import RelaxedWords, SimilarityPenalty
+from tiller.spaces.relaxed_words import LARGEST, RelaxedWords, SimilarityPenalty
 from tiller.spaces.words import LearnedWords, Words
 
-SOLVERS = ("epo", "gpo+es", "gpo", "random")
+SOLVERS = ("epo", "annealing", "bandit", "gpo+es", "gpo", "random")
 Parts = Literal["positive", "negative", "both"]
 SPACES = ("auto", "positive", "negative", "both")
 _LEAST = {"n": 1, "library": 0, "noises": 1, "iterations": 1, "unseen": 0, "batch": 1}
@@ -81,7 +84,8 @@ class WordSearch(Method):
         mutants: prompts made by mutation, a generation.
         crossovers: prompts made by crossover, a generation.
         mutation_rate: a word's probability to change in a mutant.
-        gradient_share: the part of the budget at whose use the gradient ascent ends.
+        gradient_share: the part of the budget at whose use the gradient ascent ends; its estimates
+            count as images.
         leave_one_out: the part of the budget that is kept for putting words back; 0 for not.
         unseen: noises that the search did not see, from which the best and the user's own words
             are drawn at the end, outside the budget; 0 for none.
@@ -137,6 +141,18 @@ class WordSearch(Method):
                 "expected 0 < gradient_share <= 1 and 0 <= leave_one_out < 1, parts of the budget; "
                 f"got {self.gradient_share=}, {self.leave_one_out=}"
             )
+        # What only some solvers read is refused whichever is chosen.
+        if not 0 <= self.start <= LARGEST:
+            raise InvalidInput(f"start must lie in [0, {LARGEST:g}], got {self.start!r}")
+        if not 0 < self.tau < math.inf:
+            raise InvalidInput(f"tau must be positive and finite, got {self.tau!r}")
+        if not 0 <= self.similarity_weight < math.inf:
+            raise InvalidInput(
+                f"similarity_weight must be finite and not negative, got {self.similarity_weight!r}"
+            )
+        Shortcuts(self.t_first, self.t_end, self.k, self.iterations)
+        self._evolution()
+        self._gradient()
 
     @abstractmethod
     def parts(self, guided: bool) -> Parts:
@@ -207,13 +223,20 @@ class WordSearch(Method):
             tau=self.tau,
             regularisers=(penalty,) if penalty else (),
         )
-        solver = GradientSolver(
+        return Problem(RelaxedWords(words, self.start), objective, self._gradient())
+
+    def _gradient(self) -> GradientSolver:
+        return GradientSolver(
             rule=RmsProp(momentum=self.momentum),
             lr=self.lr,
             clip_value=self.clip_value,
             steps=self.iterations,
         )
-        return Problem(RelaxedWords(words, self.start), objective, solver)
+
+    def _evolution(self) -> Evolution:
+        return Evolution(
+            self.population, self.keep, self.mutants, self.crossovers, self.mutation_rate
+        )
 
     def _search_phase(self, words: Words, pictures: Pictures) -> Phase:
         """The search over whole prompts, drawn from what was learned or from where that starts."""
@@ -225,21 +248,15 @@ class WordSearch(Method):
             learned = LearnedWords(words, before.last[0] if learns else start)
             space: Space[Any] = starting_at(learned, learned.mode) if learns else learned
             known = ((tuple(before.best.z[0].tolist()), before.best.score),)
-            solver: Solver[Any] = Random(batch=self.population, known=known)
-            if self.solver in ("gpo+es", "epo"):
-                solver = Evolution(
-                    population=self.population,
-                    keep=self.keep,
-                    mutants=self.mutants,
-                    crossovers=self.crossovers,
-                    mutation_rate=self.mutation_rate,
-                    known=known,
-                )
+            solvers: dict[str, Solver[Any]] = {
+                "annealing": Annealing(known=known),
+                "bandit": Bandit(startup=self.population, known=known),
+                "epo": replace(self._evolution(), known=known),
+                "gpo+es": replace(self._evolution(), known=known),
+            }
+            solver = solvers.get(self.solver, Random(batch=self.population, known=known))
             return Problem(space, pictures, solver)
 
-        Evolution(  # its settings are refused now, and not after the ascent is paid for
-            self.population, self.keep, self.mutants, self.crossovers, self.mutation_rate
-        )
         return Phase("search", build, until=1 - self.leave_one_out)
 
 

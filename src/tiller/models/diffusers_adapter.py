@@ -27,6 +27,10 @@ from tiller.models.schedulers import name_of, named
 from tiller.models.text_encoder import TextEncoder, Weights
 
 CACHED_PROMPTS = 4096  # encodings that are kept; [77, 768] in float32 is 237 kB
+ENCODED_AT_ONCE = {"cpu": 1}
+OTHERWISE_AT_ONCE = 32
+"""Texts that go through the encoder as one batch, always so many, so that no text's encoding
+depends on how many others there are: an accelerator takes as long for one as for these."""
 
 Encoding = tuple[Tensor, ...]
 """What the text encoders say of one text: states [L, D] and, of SDXL, a pooled state [P]."""
@@ -113,9 +117,9 @@ class LatentDiffusion(FrozenModel):
     ) -> Conditioning:
         """The text encoders' states [n, L, D] of n prompts and of their negative prompts.
 
-        Each distinct text is encoded once, on its own, so the result does not depend on what else
-        was asked for. Longer texts than the encoder can take are cut, with a `UserWarning` that
-        names the words that were dropped.
+        Each distinct text is encoded once, on its own (on an accelerator in batches of one size),
+        so the result does not depend on what else was asked for. Longer texts than the encoder can
+        take are cut, with a `UserWarning` that names the words that were dropped.
 
         Args:
             prompts: n texts; anything that Python calls a string, the empty one included.
@@ -129,10 +133,12 @@ class LatentDiffusion(FrozenModel):
             [""] if negative_prompts is None else negative_prompts, "negative_prompts"
         )
         _check_number(len(negative), len(positive))
-        return _conditioning(
-            [self._encoding(text) for text in positive],
-            [self._unconditional(self._encoding(text), not text.strip()) for text in negative],
-        )
+        encoded = self._encoded([*positive, *negative])
+        unconditional = [
+            self._unconditional(encoding, not text.strip())
+            for encoding, text in zip(encoded[len(positive) :], negative, strict=True)
+        ]
+        return _conditioning(encoded[: len(positive)], unconditional)
 
     def encode_pieces(
         self, prompts: Sequence[Text], negative_prompts: Sequence[Text] | None = None
@@ -148,7 +154,8 @@ class LatentDiffusion(FrozenModel):
         rest = [text for text, whole in zip(texts, fixed, strict=True) if whole is None]
         weights = Weights(rest, self.device)
         mixed = iter(self._mixed(rest, weights) if rest else ())
-        found = [next(mixed) if whole is None else self._encoding(whole) for whole in fixed]
+        known = iter(self._encoded([whole for whole in fixed if whole is not None]))
+        found = [next(mixed) if whole is None else next(known) for whole in fixed]
         unconditional = [
             self._unconditional(encoding, weights.without_words(text))
             for encoding, text in zip(found[len(positive) :], texts[len(positive) :], strict=True)
@@ -225,16 +232,28 @@ class LatentDiffusion(FrozenModel):
         )
         return embedding.to(device=self.device, dtype=self.dtype).expand(m, -1)
 
-    def _encoding(self, text: str) -> Encoding:
-        """What the encoders say of one text, from the cache where it was seen before."""
-        if text not in self._encodings:
+    def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
+        """What the encoders say of each text, from the cache where it was seen before."""
+        found: dict[str, Encoding] = {}
+        for text in dict.fromkeys(texts):
+            if text in self._encodings:
+                self._encodings.move_to_end(text)
+                found[text] = self._encodings[text]
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        size = ENCODED_AT_ONCE.get(self.device.type, OTHERWISE_AT_ONCE)
+        for first in range(0, len(new), size):
+            some = new[first : first + size]
+            rows = [self._named([text]) for text in some]
+            rows += rows[-1:] * (size - len(rows))
             with torch.no_grad():
-                own = self._named([text])
-                self._encodings[text] = self._mixed([own], Weights((), self.device))[0]
-            if len(self._encodings) > CACHED_PROMPTS:
-                self._encodings.popitem(last=False)
-        self._encodings.move_to_end(text)
-        return self._encodings[text]
+                read = self._mixed(rows, Weights((), self.device))[: len(some)]
+            # Copies: a row of the batch would keep all of it.
+            own = [tuple(v.clone() for v in row) for row in read] if size > 1 else read
+            found.update(zip(some, own, strict=True))
+        self._encodings.update((text, found[text]) for text in new)
+        while len(self._encodings) > CACHED_PROMPTS:
+            self._encodings.popitem(last=False)
+        return [found[text] for text in texts]
 
     def _named(self, text: Text) -> list[Piece]:
         """The text with the concepts that it names by their tokens in place of these."""
@@ -258,7 +277,7 @@ class LatentDiffusion(FrozenModel):
             for line in reader.warnings(own, self.name)
         ]
         for line in dict.fromkeys(said):
-            warnings.warn(line, UserWarning, stacklevel=5)
+            warnings.warn(line, UserWarning, stacklevel=4)
         read = self._read(
             [
                 reader(own, weights, output_hidden_states=True)

@@ -34,8 +34,10 @@ class Weights:
 
     def __init__(self, texts: Iterable[Text], device: torch.device) -> None:
         choices = {id(p.weights): p for text in texts for p in text if isinstance(p, Choice)}
-        parts = [choice.weights.to(device) for choice in choices.values()]
-        flat = torch.cat(parts) if parts else torch.zeros(0, device=device)
+        parts = [choice.weights for choice in choices.values()]
+        if len({part.device for part in parts}) > 1:
+            parts = [part.to(device) for part in parts]
+        flat = (torch.cat(parts) if parts else torch.zeros(0)).to(device)  # moved in one go
         self.flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         self._values: list[float] = self.flat.detach().tolist()
         self._start: dict[int, int] = {}

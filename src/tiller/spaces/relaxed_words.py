@@ -29,6 +29,9 @@ from tiller.models.pieces import Choice, Piece
 from tiller.spaces.words import Words, cut_silently, log_chances, probabilities
 from tiller.words.segments import Segment, segments
 
+Texts = tuple[list[list[Piece]], list[list[Piece]]]
+"""Prompts and negative prompts, made of pieces."""
+
 LARGEST = 3.0  # of a logit; the smallest is 0 (the authors' release)
 
 
@@ -53,9 +56,16 @@ class SoftWords:
             gumbel: [S, positions, options], the noise g; the same for all candidates.
             tau: the temperature.
         """
+        return self.words.encoded(self._weights(gumbel, tau))
+
+    def texts(self, gumbel: Tensor, tau: float = 1.0) -> Texts:
+        """What `conditioning` encodes: of several prompts it may be encoded as one batch."""
+        return self.words.texts(self._weights(gumbel, tau))
+
+    def _weights(self, gumbel: Tensor, tau: float) -> Tensor:
         log_alpha = log_chances(self.logits, self.words.space.choices)
         weights = ((log_alpha[:, None] + gumbel.to(log_alpha)) / tau).softmax(dim=-1)
-        return self.words.encoded(weights.flatten(0, 1))
+        return weights.flatten(0, 1)
 
 
 class RelaxedWords(Continuous[SoftWords]):
@@ -122,6 +132,11 @@ class RelaxedWords(Continuous[SoftWords]):
 
         One-hot weights give what the space's own `decode` gives for those options.
         """
+        with cut_silently():
+            return self.space.model.encode_pieces(*self.texts(weights))
+
+    def texts(self, weights: Tensor) -> Texts:
+        """The texts of such mixtures, made of pieces."""
         wording = self.space.wording
         rows = [[row[j, :size] for j, size in enumerate(self.space.choices)] for row in weights]
         positive: list[list[Piece]] = [[wording.prompt]] * len(rows)
@@ -130,8 +145,7 @@ class RelaxedWords(Continuous[SoftWords]):
             positive = [self._prompt(row) for row in rows]
         if wording.negative:
             negative = [self._negative(row[self._own :]) for row in rows]
-        with cut_silently():
-            return self.space.model.encode_pieces(positive, negative)
+        return positive, negative
 
     def _prompt(self, weights: Sequence[Tensor]) -> list[Piece]:
         """The prompt's stretches, those of slots mixed."""
