@@ -147,7 +147,9 @@ def unet(work: Path, steps: int | None, machine: Machine = CPU) -> None:
         text_encoder.load_state_dict(clip_model.text_model.state_dict())
         text_encoder.save_pretrained(folder)
     text_encoder = load_text_encoder(work)
-    size = stage.POOL if steps is None else min(stage.POOL, steps * stage.BATCH)
+    size = stage.POOL
+    if steps is not None:  # a short trial encodes no more scenes than it looks at, in whole files
+        size = min(size, -(-steps * stage.BATCH // stage.PIECE) * stage.PIECE)
     model = stage.train(
         work, load_vae(work), text_encoder, load_tokenizer(work), steps, size, machine
     )
