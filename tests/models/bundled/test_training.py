@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.skipif(
     not scene_module.FONT.exists(), reason="the package fonts-noto-color-emoji is not installed"
 )
 
+from tiller.models.bundled import __main__ as main  # noqa: E402
 from tiller.models.bundled import (  # noqa: E402
     clip,
     judge_training,
@@ -30,6 +35,14 @@ from tiller.models.bundled import (  # noqa: E402
     vae,
     weights_dir,
 )
+from tiller.models.bundled.train import Machine  # noqa: E402
+
+
+def many_processes(test: Any) -> Any:
+    """Without the warnings about one core, and about a fork beside torch's sleeping threads."""
+    for message in ("This DataLoader will create", ".*multi-threaded.*fork"):
+        test = pytest.mark.filterwarnings(f"ignore:{message}")(test)
+    return test
 
 
 @pytest.fixture(autouse=True)
@@ -46,21 +59,21 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _stage(name: str, work: Path) -> Callable[[int], nn.Module]:
+def _stage(name: str, work: Path, on: Machine = train.CPU) -> Callable[[int], nn.Module]:
     words = tokenizer.write(work / "tokenizer")
     small = replace(
         clip.FIRST, hidden=32, heads=2, text_layers=1, vision_layers=1, families=3, twins=1
     )
     if name == "vae":
-        return lambda steps: vae.train(work, steps)
+        return lambda steps: vae.train(work, steps, on)
     if name == "clip":
-        return lambda steps: clip.train(small, work, vae.build(), words, steps)
+        return lambda steps: clip.train(small, work, vae.build(), words, steps, on)
     if name == "judge":
-        return lambda steps: judge_training.train(work, vae.build(), steps)
+        return lambda steps: judge_training.train(work, vae.build(), steps, on)
     tower = clip.build(small, words)
     if name == "preference":
-        return lambda steps: preference.train(work, tower, steps)
-    return lambda steps: unet.train(work, vae.build(), tower.text_model, words, steps, 16)
+        return lambda steps: preference.train(work, tower, steps, on)
+    return lambda steps: unet.train(work, vae.build(), tower.text_model, words, steps, 16, on)
 
 
 @pytest.mark.parametrize("name", ["vae", "clip", "judge", "preference", "unet"])
@@ -72,9 +85,9 @@ def test_a_killed_stage_resumes_bit_exactly(
     # Killed after its second step, with the checkpoint of that step on the disk.
     write = train._save
 
-    def save_then_die(path: Path, *rest: object) -> None:
-        write(path, *rest)  # type: ignore[arg-type]
-        if rest[-1] == 2:
+    def save_then_die(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        if rest[-1].step == 2:
             raise KeyboardInterrupt
 
     run = _stage(name, tmp_path / "killed")
@@ -169,7 +182,7 @@ def test_the_empty_work_folder_says_which_stage_comes_first(tmp_path: Path) -> N
 
 
 def test_training_goes_on_from_the_package_where_there_is_no_checkpoint(tmp_path: Path) -> None:
-    stages.restore(tmp_path, None)
+    stages.restore(tmp_path, weights_dir())
     parts = stages.load_vae(tmp_path), stages.load_text_encoder(tmp_path)
     assert {part.dtype for part in parts} == {torch.float32}
     model = unet.train(tmp_path, *parts, stages.load_tokenizer(tmp_path), 0, 4)
@@ -177,4 +190,98 @@ def test_training_goes_on_from_the_package_where_there_is_no_checkpoint(tmp_path
     assert all(torch.equal(model.state_dict()[name], w.float()) for name, w in shipped.items())
     (tmp_path / "unet.safetensors").touch()
     with pytest.raises(InvalidInput, match="has a checkpoint"):
-        stages.restore(tmp_path, None)
+        stages.restore(tmp_path, weights_dir())
+
+
+@many_processes
+@pytest.mark.parametrize("name", ["judge", "clip"])
+def test_examples_drawn_ahead_by_other_processes_are_the_same(name: str, tmp_path: Path) -> None:
+    here = _stage(name, tmp_path / "here")(2).state_dict()
+    ahead = _stage(name, tmp_path / "ahead", Machine(workers=2))(2).state_dict()
+    assert [key for key in here if not torch.equal(here[key], ahead[key])] == []
+
+
+@many_processes
+def test_the_pool_of_scenes_is_the_same_when_it_is_drawn_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unet, "PIECE", 10)
+    words = tokenizer.write(tmp_path / "tokenizer")
+    pools = [
+        unet.encode_pool(tmp_path / name, vae.build(), words, 25, Machine(workers=workers))
+        for name, workers in (("here", 0), ("ahead", 2), ("ahead", 2))
+    ]
+    for pool in pools[1:]:
+        assert torch.equal(pool.latents, pools[0].latents)
+        assert torch.equal(pool.ids, pools[0].ids)
+
+
+def test_a_training_out_of_time_ends_with_a_low_rate_and_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates: list[float] = []
+    keep = train._set_rate
+    monkeypatch.setattr(train, "_set_rate", lambda of, rate: (rates.append(rate), keep(of, rate)))
+    monkeypatch.setattr(train.time, "monotonic", _every_call_two_minutes_later())
+    monkeypatch.setattr(judge_training, "PLAN", replace(judge_training.PLAN, warmup=1))
+    _stage("judge", tmp_path, Machine(until=4000.0))(1000)
+    done = train.progress(tmp_path / "judge.safetensors")
+    assert 3 < done.step < 40
+    assert done.step == len(rates)
+    assert done.seconds > 1000
+    assert rates[0] > 10 * rates[-1]
+    assert f"judge {done.step}/1000" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", ["vae", "clip", "judge", "preference", "unet"])
+def test_a_replayed_graph_trains_like_single_kernels(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = torch.device("cuda")
+    graph = _stage(name, tmp_path / "graph", Machine(device))(8).state_dict()
+    assert "as one CUDA graph" in capsys.readouterr().out
+    single = _stage(name, tmp_path / "single", Machine(device, graph=False))(8).state_dict()
+    before = _stage(name, tmp_path / "before", Machine(device))(0).state_dict()
+    for key, value in single.items():
+        if value.is_floating_point():  # kernels may sum in another order; the steps are the same
+            apart, moved = (graph[key] - value).norm(), (value - before[key]).norm()
+            assert apart <= 0.1 * moved + 1e-5, key
+
+
+def test_every_stage_waits_for_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    code = "import sys, time; f = open(sys.argv[1], 'a'); f.write(sys.argv[2] + ' ')"
+
+    def command(args: object, stage: str, started: float) -> list[str]:
+        return [sys.executable, "-c", code, str(log), stage]
+
+    monkeypatch.setattr(main, "_command", command)
+    main.main(["all", "--work", str(tmp_path / "work"), "--jobs", "2"])
+    order = log.read_text().split()
+    assert sorted(order) == sorted([*main.NEEDS, "assemble", "evaluate"])
+    assert order[-2:] == ["assemble", "evaluate"]
+    for stage, needs in main.NEEDS.items():
+        assert all(order.index(need) < order.index(stage) for need in needs)
+
+
+def test_a_stage_that_fails_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        main, "_command", lambda *rest: [sys.executable, "-c", "raise SystemExit(3)"]
+    )
+    with pytest.raises(SystemExit, match="vae failed"):
+        main.main(["all", "--work", str(tmp_path)])
+
+
+def test_the_time_that_is_left_goes_to_the_denoiser(tmp_path: Path) -> None:
+    seen = main._command(
+        argparse.Namespace(
+            work=tmp_path, steps=3, threads=None, target=None, device="cpu", workers=None,
+            eager=True, within=200.0,
+        ),
+        "unet", time.monotonic() - 50,
+    )  # fmt: skip
+    assert seen[3:8] == ["unet", "--work", str(tmp_path), "--steps", "3"]
+    assert float(seen[seen.index("--within") + 1]) == pytest.approx(150 - main.FINISH, abs=1)

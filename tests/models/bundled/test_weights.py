@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,38 @@ def test_the_card_states_the_measured_numbers_and_they_meet_their_floors() -> No
     card = (WEIGHTS.parent / "MODEL_CARD.md").read_text()
     stated = f"{100 * metrics['prompts']['one_subjects_right']:.1f} %"
     assert stated in card
+
+
+@needs_font
+def test_another_folder_is_measured_and_described_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiller.models.bundled import evaluate, preference
+
+    for name, few in {"ONE": 20, "TWO": 12, "TRUE_SCENES": 16, "RETRIEVAL": 8}.items():
+        monkeypatch.setattr(evaluate, name, few)
+    monkeypatch.setattr(preference, "UNSEEN", 16)
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    told = tmp_path / "weights" / "training.json"
+    training = json.loads(told.read_text())
+    seconds = dict.fromkeys(training["steps"], 7.0)
+    told.write_text(json.dumps({**training, "seconds": seconds, "device": "a GPU", "note": ""}))
+    before = (WEIGHTS.parent / "MODEL_CARD.md").read_text()
+    monkeypatch.setattr(
+        evaluate, "sample", lambda pipeline, texts: torch.zeros(len(texts), 3, 64, 64)
+    )
+    metrics = evaluate.evaluate(tmp_path / "weights")
+    assert json.loads((tmp_path / "weights" / "metrics.json").read_text()) == metrics
+    written = " ".join((tmp_path / "MODEL_CARD.md").read_text().split())
+    assert "On a GPU in bfloat16" in written
+    assert "side by side: vae 7, clip 7" in written
+    assert "not trained in one go" not in written
+    assert (tmp_path / "samples.png").exists()
+    assert (WEIGHTS.parent / "MODEL_CARD.md").read_text() == before
+
+
+def test_the_card_is_the_text_of_its_metrics() -> None:
+    from tiller.models.bundled.card import card
+
+    metrics = json.loads((WEIGHTS / "metrics.json").read_text())
+    assert (WEIGHTS.parent / "MODEL_CARD.md").read_text() == card(metrics)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from . import stages, unet
 from .clip import write_image_config
-from .train import steps_done
+from .train import progress
 
 WEIGHTS = Path(__file__).with_name("weights")
 LIMIT_MB = 40.0
@@ -48,9 +48,14 @@ def assemble(work: Path, target: Path = WEIGHTS) -> Path:
         shutil.copy(work / "out" / "judge.json", folder / "judge.json")
         unet.write_defaults(folder)
         names = ("vae", "clip", "clip-heldout", "preference", "judge", "unet")
-        steps = {name: steps_done(work / f"{name}.safetensors") for name in names}
+        done = {name: progress(work / f"{name}.safetensors") for name in names}
         told = work / "note.txt"  # what a person has to say about how these were trained
-        training = {"steps": steps, "note": told.read_text().strip() if told.exists() else ""}
+        training = {
+            "steps": {name: of.step for name, of in done.items()},
+            "seconds": {name: of.seconds for name, of in done.items()},
+            "device": " and ".join(sorted({of.device for of in done.values()})),
+            "note": told.read_text().strip() if told.exists() else "",
+        }
         (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
         _clean(folder)
         if (target / "metrics.json").exists():

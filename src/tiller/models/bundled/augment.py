@@ -13,11 +13,17 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 
+def signed(images: Tensor) -> Tensor:
+    """Pictures of bytes [n, H, W, 3] -> [n, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
 def corrupt(images: Tensor, vae: AutoencoderTiny | None, generator: torch.Generator) -> Tensor:
     """Mild corruptions of pictures [n, 3, 64, 64] in [-1, 1] that leave what they show intact.
 
     About one in seven goes through the autoencoder with noise on the latents; then each of blur,
-    pixel noise and a jitter of brightness and channel gains is applied with its own chance.
+    pixel noise and a jitter of brightness and channel gains is applied with its own chance. What is
+    drawn comes from the CPU's generator on any device.
     """
     count = len(images)
     out = images.clone()
@@ -26,10 +32,10 @@ def corrupt(images: Tensor, vae: AutoencoderTiny | None, generator: torch.Genera
         return torch.rand(count, generator=generator) < chance
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(images.device)
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator).to(images.device)
 
     picked = chosen(0.15)
     if vae is not None and picked.any():
@@ -65,7 +71,7 @@ def nothing(images: Tensor, vae: AutoencoderTiny, generator: torch.Generator) ->
     a, b, c, d, e = images[spread].chunk(5)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(images.device)
 
     unit = 1.0 / vae.config.scaling_factor
     with torch.no_grad():
@@ -81,7 +87,7 @@ def nothing(images: Tensor, vae: AutoencoderTiny, generator: torch.Generator) ->
 
 
 def _blur(images: Tensor) -> Tensor:
-    kernel = torch.tensor([1.0, 2.0, 1.0]) / 4.0
+    kernel = torch.tensor([1.0, 2.0, 1.0], device=images.device) / 4.0
     weight = torch.outer(kernel, kernel).expand(3, 1, 3, 3)
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, weight, groups=3).to(images.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from .augment import corrupt, nothing
+from .advance import Batch
+from .augment import corrupt, nothing, signed
 from .captions import (
     BACKGROUNDS,
     COLOUR_NAMES,
@@ -35,7 +37,7 @@ from .captions import (
 )
 from .scenes import compose
 from .tokenizer import ordinary_words
-from .train import Plan, fit
+from .train import CPU, Arrays, Machine, Plan, Task, fit
 
 FILLER = 0.12  # chance that an ordinary word is put somewhere into a training caption
 
@@ -162,10 +164,8 @@ def family(tower: Tower, index: int) -> list[Spec]:
     return specs
 
 
-def draw(
-    tower: Tower, tokenizer: CLIPTokenizer, words: list[str], step: int
-) -> tuple[Tensor, Tensor, list[Spec], list[Spec]]:
-    """The batch of a step: pictures in [-1, 1], token ids, what pictures show, captions name."""
+def draw(tower: Tower, tokenizer: CLIPTokenizer, words: list[str], step: int) -> Arrays:
+    """The scenes of a step: pictures, token ids, what is true of which picture, and labels."""
     rng = np.random.default_rng([tower.plan.seed, step, 1])
     shown = [
         spec
@@ -174,10 +174,12 @@ def draw(
     ]
     named = [Spec(s.subjects, None) if rng.random() < NO_BACKGROUND else s for s in shown]
     texts = [filled(caption(s, rng), words, rng) for s in named]
-    images = np.stack([compose(s, rng)[0] for s in shown])
-    ids = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    return pixels, ids, shown, named
+    return {
+        "images": np.stack([compose(s, rng)[0] for s in shown]),
+        "ids": tokenizer(texts, padding=True, truncation=True, return_tensors="np").input_ids,
+        "true": matches(shown, named).numpy(),
+        "labels": np.array([labels(s) for s in shown]),
+    }
 
 
 def filled(text: str, words: list[str], rng: np.random.Generator) -> str:
@@ -215,9 +217,11 @@ def contrastive(texts: Tensor, images: Tensor, true: Tensor, scale: Tensor) -> T
     return 0.5 * (side(logits, padded) + side(logits[:, :scenes].T, true.T))
 
 
-def classification(head: Tensor, shown: list[Spec], sizes: tuple[int, ...]) -> Tensor:
-    """Mean cross entropy of the label heads over the slots that exist."""
-    target = torch.tensor([labels(s) for s in shown])
+def classification(head: Tensor, target: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Mean cross entropy of the label heads [n, sum(sizes)] over the slots that exist.
+
+    `target` [n, heads] holds rows of `labels`.
+    """
     terms = []
     for i, logits in enumerate(torch.split(head, list(sizes), dim=-1)):
         # a batch may have no second subject at all: a plain mean would be 0 / 0
@@ -232,27 +236,36 @@ def train(
     vae: AutoencoderTiny,
     tokenizer: CLIPTokenizer,
     steps: int | None = None,
+    machine: Machine = CPU,
 ) -> CLIPModel:
     """Train or resume one CLIP."""
     plan = tower.plan if steps is None else replace(tower.plan, steps=steps)
     words = ordinary_words()
-    vae.requires_grad_(False).eval()
+    vae.requires_grad_(False).eval().to(machine.device)
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(model, Trainee)
-        pixels, ids, shown, named = draw(tower, tokenizer, words, step)
+    def prepare(batch: Batch, generator: torch.Generator) -> Batch:
+        pixels, ids = signed(batch["images"]), batch["ids"]
+        if ids.is_cuda:  # of one shape: what follows the end token changes nothing before it
+            free = tokenizer.model_max_length - ids.shape[1]
+            ids = F.pad(ids, (0, free), value=tokenizer.pad_token_id)
         empty = nothing(pixels, vae, generator)
-        images, head = model.embed_images(torch.cat([corrupt(pixels, vae, generator), empty]))
-        texts = model.embed_texts(ids)
+        pixels = torch.cat([corrupt(pixels, vae, generator), empty])
+        return {"pixels": pixels, "ids": ids, "true": batch["true"], "labels": batch["labels"]}
+
+    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, Trainee)
+        images, head = model.embed_images(batch["pixels"])
+        texts = model.embed_texts(batch["ids"])
         scale = model.clip.logit_scale.exp().clamp(max=60.0)
-        pair = contrastive(texts, images, matches(shown, named), scale)
-        label = classification(head[: len(shown)], shown, model.sizes)
+        pair = contrastive(texts, images, batch["true"], scale)
+        label = classification(head[: len(batch["labels"])], batch["labels"], model.sizes)
         return {"loss": pair + label, "pair": pair, "label": label, "scale": scale}
 
     model = Trainee(build(tower, tokenizer), tower.hidden)
     # the backward pass of the fused attention is several times slower on a CPU
-    model.clip.set_attn_implementation("eager")
-    fit(tower.name, model, loss, plan, work)
+    model.clip.set_attn_implementation("eager" if machine.device.type == "cpu" else "sdpa")
+    task = Task(partial(draw, tower, tokenizer, words), prepare, loss)
+    fit(tower.name, model, task, plan, work, machine=machine)
     return model.clip
 
 

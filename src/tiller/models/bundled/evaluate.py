@@ -19,6 +19,7 @@ from .card import card
 from .judge import Judge
 from .loaders import PreferenceHead, preprocess
 from .scenes import Scene, scenes, sheet
+from .train import Machine
 
 SEED = 123
 ONE, TWO = 400, 200  # unseen prompts with one and with two subjects
@@ -28,16 +29,19 @@ RETRIEVAL = 256  # scenes and captions ranked against each other
 UNSEEN = 90_000_000  # scene numbers from here on are never trained on
 
 
-def evaluate(weights: Path) -> dict[str, Any]:
-    """Measure everything the model card states; writes `metrics.json`, the card and a sheet."""
-    pipeline = load_pipeline(weights)
+def evaluate(weights: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Measure everything the model card states; writes `metrics.json`, the card and a sheet.
+
+    The card and the sheet of samples lie beside the folder of the weights.
+    """
+    pipeline = load_pipeline(weights).to(device)
     judge = Judge.load(weights / "judge.safetensors", weights / "judge.json")
     metrics: dict[str, Any] = {"megabytes": _megabytes(weights)}
     metrics |= json.loads((weights / "training.json").read_text())
     metrics["judge"] = judge_accuracy(judge)
     metrics["vae_l1"] = vae_l1(pipeline.vae)
     for name in ("clip", "clip_heldout"):
-        clip = CLIPModel.from_pretrained(str(weights / name), dtype=torch.float32).eval()
+        clip = CLIPModel.from_pretrained(str(weights / name), dtype=torch.float32).to(device).eval()
         split: Split = "test" if name == "clip" else "test-b"
         metrics[name] = retrieval(clip, pipeline.tokenizer, split)
         if name == "clip":
@@ -70,7 +74,7 @@ def sample(pipeline: StableDiffusionPipeline, texts: list[str], *, seed: int = S
             batch, num_inference_steps=20, guidance_scale=4.0, generator=generators,
             output_type="pt",
         )  # fmt: skip
-        out.append(result.images.float())
+        out.append(result.images.float().cpu())
     return torch.cat(out)
 
 
@@ -116,7 +120,7 @@ def judge_accuracy(judge: Judge) -> dict[str, float]:
 @torch.no_grad()
 def vae_l1(vae: AutoencoderTiny) -> float:
     """Mean absolute error of reconstructions of unseen scenes, on pixels in [-1, 1]."""
-    pixels = _pixels(scenes(UNSEEN, 512, seed=SEED)) * 2 - 1
+    pixels = (_pixels(scenes(UNSEEN, 512, seed=SEED)) * 2 - 1).to(vae.device)
     out = vae.decode(vae.encode(pixels).latents).sample.clamp(-1, 1)
     return round(float(F.l1_loss(out, pixels)), 4)
 
@@ -137,8 +141,8 @@ def retrieval(clip: CLIPModel, tokenizer: CLIPTokenizer, split: Split) -> dict[s
     specs = list(found)
     rng = np.random.default_rng(SEED)
     texts = _embed_texts(clip, tokenizer, [caption(s, rng, rare=0.0) for s in specs])
-    images = clip.get_image_features(pixel_values=preprocess(_pixels(list(found.values()))))
-    images = F.normalize(images.pooler_output, dim=-1)
+    shown = preprocess(_pixels(list(found.values()))).to(clip.device)
+    images = F.normalize(clip.get_image_features(pixel_values=shown).pooler_output, dim=-1).cpu()
     similar = texts @ images.T
     own = torch.arange(len(specs))
     twos = [i for i, s in enumerate(specs) if len({colour for _, colour in s.subjects}) == 2]
@@ -153,7 +157,7 @@ def retrieval(clip: CLIPModel, tokenizer: CLIPTokenizer, split: Split) -> dict[s
     }
 
 
-def sampling_time(pipeline: StableDiffusionPipeline) -> dict[str, float]:
+def sampling_time(pipeline: StableDiffusionPipeline) -> dict[str, Any]:
     """Seconds for one picture (20 steps, guidance 4), the median of five."""
     sample(pipeline, ["a cat"])
     spent = []
@@ -161,7 +165,11 @@ def sampling_time(pipeline: StableDiffusionPipeline) -> dict[str, float]:
         start = time.perf_counter()
         sample(pipeline, ["a red cat on a blue background"])
         spent.append(time.perf_counter() - start)
-    return {"seconds": round(float(np.median(spent)), 3), "threads": torch.get_num_threads()}
+    return {
+        "seconds": round(float(np.median(spent)), 3),
+        "threads": torch.get_num_threads(),
+        "device": Machine(pipeline.device).name,
+    }
 
 
 def _pixels(batch: list[Scene]) -> Tensor:
@@ -170,7 +178,8 @@ def _pixels(batch: list[Scene]) -> Tensor:
 
 def _embed_texts(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return F.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    states = clip.get_text_features(input_ids=ids.to(clip.device)).pooler_output
+    return F.normalize(states, dim=-1).cpu()
 
 
 def _plain(subjects: tuple[tuple[str, str | None], ...]) -> str:

@@ -10,30 +10,44 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from .augment import corrupt
-from .clip import classification
+from .advance import Batch
+from .augment import corrupt, signed
+from .clip import classification, labels
 from .judge import HEADS, JudgeNet
 from .scenes import scenes
-from .train import Plan, fit
+from .train import CPU, Arrays, Machine, Plan, Task, fit
 
 SEED = 51
 BATCH = 64
 PLAN = Plan(steps=3200, lr=3e-3, warmup=100, decay=0.6, weight_decay=0.02, ema=0.995, seed=SEED)
 
 
-def train(work: Path, vae: AutoencoderTiny, steps: int | None = None) -> JudgeNet:
+def draw(step: int) -> Arrays:
+    """The step's scenes and what they show."""
+    batch = scenes(step * BATCH, BATCH, seed=SEED)
+    return {
+        "images": np.stack([s.image for s in batch]),
+        "labels": np.array([labels(s.spec) for s in batch]),
+    }
+
+
+def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Cross entropy of all heads."""
+    return {"loss": classification(model(batch["pixels"]), batch["labels"], HEADS)}
+
+
+def train(
+    work: Path, vae: AutoencoderTiny, steps: int | None = None, machine: Machine = CPU
+) -> JudgeNet:
     """Train or resume the judge's network on scenes of the training split."""
     plan = PLAN if steps is None else replace(PLAN, steps=steps)
-    vae.requires_grad_(False).eval()
+    vae.requires_grad_(False).eval().to(machine.device)
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = scenes(step * BATCH, BATCH, seed=SEED)
-        images = torch.from_numpy(np.stack([s.image for s in batch]))
-        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        logits = model(corrupt(pixels, vae, generator))
-        return {"loss": classification(logits, [s.spec for s in batch], HEADS)}
+    def prepare(batch: Batch, generator: torch.Generator) -> Batch:
+        pixels = corrupt(signed(batch["images"]), vae, generator)
+        return {"pixels": pixels, "labels": batch["labels"]}
 
     torch.manual_seed(SEED)
     net = JudgeNet()
-    fit("judge", net, loss, plan, work)
+    fit("judge", net, Task(draw, prepare, loss), plan, work, machine=machine)
     return net

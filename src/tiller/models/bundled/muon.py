@@ -26,13 +26,18 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float,
+        lr: float | Tensor,
         *,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        capturable: bool = False,
     ) -> None:
-        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
+        """`capturable` as torch's optimizers mean it: `lr` and "step" are tensors on the device."""
+        settings = {
+            "lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay,
+            "capturable": capturable,
+        }  # fmt: skip
         super().__init__(params, settings)
 
     # torch overloads its own step by whether a closure is given
@@ -43,30 +48,54 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
-                self._begin(p, 1.0 - group["lr"] * group["weight_decay"])
+                self._begin(p, group["capturable"])
+                if group["weight_decay"]:
+                    p.mul_(1.0 - group["lr"] * group["weight_decay"])
             matrices = [p for p in params if p.ndim >= 2]
-            steps = orthogonalise([self._momentum(p, group["momentum"]) for p in matrices])
+            steps = orthogonalise(self._momenta(matrices, group["momentum"]))
             for p, step in zip(matrices, steps, strict=True):
-                scale = 0.2 * max(step.shape) ** 0.5
-                p.add_(step.view_as(p), alpha=-group["lr"] * scale)
-            for p in params:
-                if p.ndim < 2:
-                    p.add_(_adam(_grad(p), self.state[p], group["betas"]), alpha=-group["lr"])
+                _descend(p, step.view_as(p), group["lr"], 0.2 * max(step.shape) ** 0.5)
+            vectors = [p for p in params if p.ndim < 2]
+            for p, step in zip(vectors, self._adam(vectors, group["betas"]), strict=True):
+                _descend(p, step, group["lr"], 1.0)
 
-    def _begin(self, p: Tensor, keep: float) -> None:
+    def _begin(self, p: Tensor, capturable: bool) -> None:
         state = self.state[p]
         if not state:
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device=p.device if capturable else None)
         state["step"] += 1
-        if keep != 1.0:
-            p.mul_(keep)
 
-    def _momentum(self, p: Tensor, momentum: float) -> Tensor:
-        """The gradient looked at from one step ahead (Nesterov), as a matrix [out, in]."""
-        average = self.state[p]["exp_avg"].lerp_(_grad(p), 1.0 - momentum)
-        return _grad(p).lerp(average, momentum).flatten(1)
+    def _momenta(self, matrices: list[Tensor], momentum: float) -> list[Tensor]:
+        """Gradients looked at from one step ahead (Nesterov), as matrices [out, in]."""
+        if not matrices:
+            return []
+        grads = [_grad(p) for p in matrices]
+        averages = [self.state[p]["exp_avg"] for p in matrices]
+        torch._foreach_lerp_(averages, grads, 1.0 - momentum)
+        return [m.flatten(1) for m in torch._foreach_lerp(grads, averages, momentum)]
+
+    def _adam(self, vectors: list[Tensor], betas: tuple[float, float]) -> list[Tensor]:
+        """AdamW's steps, for a rate of one."""
+        if not vectors:
+            return []
+        one, two = betas
+        grads = [_grad(p) for p in vectors]
+        means = [self.state[p]["exp_avg"] for p in vectors]
+        squares = [self.state[p]["exp_avg_sq"] for p in vectors]
+        torch._foreach_lerp_(means, grads, 1.0 - one)
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1.0 - two)
+        # all vectors are of one age: they had a gradient in every step
+        age = self.state[vectors[0]]["step"]
+        if age.device.type == "cpu":
+            age = float(age)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, 1.0 - two**age))
+        return list(
+            torch._foreach_div(
+                torch._foreach_div(means, 1.0 - one**age), torch._foreach_add(roots, 1e-8)
+            )
+        )
 
 
 def _grad(p: Tensor) -> Tensor:
@@ -74,14 +103,11 @@ def _grad(p: Tensor) -> Tensor:
     return p.grad
 
 
-def _adam(grad: Tensor, state: dict[str, Tensor], betas: tuple[float, float]) -> Tensor:
-    one, two = betas
-    state["exp_avg"].lerp_(grad, 1.0 - one)
-    state["exp_avg_sq"].lerp_(grad.square(), 1.0 - two)
-    step = float(state["step"])
-    mean = state["exp_avg"] / (1.0 - one**step)
-    update: Tensor = mean / ((state["exp_avg_sq"] / (1.0 - two**step)).sqrt() + 1e-8)
-    return update
+def _descend(p: Tensor, step: Tensor, rate: float | Tensor, scale: float) -> None:
+    if isinstance(rate, Tensor):
+        p.sub_(step * (rate * scale))
+    else:
+        p.add_(step, alpha=-rate * scale)
 
 
 def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
@@ -89,7 +115,8 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
 
     The polynomial of X is one of its Gram matrix times X, so the iterations run on the Gram
     matrices alone, those of one size together: half the time of iterating on X one by one. They
-    need float32: rounded to bfloat16, a Gram matrix gets negative eigenvalues, and those diverge.
+    need float32: rounded to bfloat16 (or to a GPU's TF32, which torch leaves off for products of
+    matrices), a Gram matrix gets negative eigenvalues, and those diverge.
     """
     a, b, c = COEFFICIENTS
     flat = [_wide(m.float()) for m in matrices]
@@ -100,7 +127,7 @@ def orthogonalise(matrices: Sequence[Tensor]) -> list[Tensor]:
     out: list[Tensor] = list(flat)
     for members in sizes.values():
         gram = torch.stack([flat[i] @ flat[i].T for i in members])
-        whole = torch.eye(gram.shape[-1]).expand_as(gram)
+        whole = torch.eye(gram.shape[-1], device=gram.device).expand_as(gram)
         for _ in range(5):
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             factor.diagonal(dim1=1, dim2=2).add_(a)

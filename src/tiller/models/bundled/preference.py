@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from .augment import corrupt
+from .advance import Batch
+from .augment import corrupt, signed
 from .loaders import PreferenceHead
 from .scenes import BACKGROUND_RGB, SIZE, Scene, scenes
-from .train import Plan, fit
+from .train import CPU, Machine, Plan, Task, fit
 
 SEED = 41
 EXAMPLES = 12_000
@@ -53,34 +54,41 @@ def rating(scene: Scene) -> float:
 
 @torch.no_grad()
 def features(clip: CLIPModel, count: int, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Image features [count, d] of corrupted scenes, and their ratings [count]."""
+    """Image features [count, d] of corrupted scenes, and their ratings [count], on the CPU."""
     rows, ratings = [], []
     for first in range(start, start + count, 500):
         batch = scenes(first, min(500, start + count - first), seed=SEED)
         images = torch.from_numpy(np.stack([s.image for s in batch]))
-        pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         generator = torch.Generator().manual_seed(SEED + first)
-        pixels = corrupt(pixels, None, generator)
-        rows.append(clip.get_image_features(pixel_values=pixels).pooler_output)
+        pixels = corrupt(signed(images), None, generator).to(clip.device)
+        rows.append(clip.get_image_features(pixel_values=pixels).pooler_output.cpu())
         ratings += [rating(s) for s in batch]
     return torch.cat(rows), torch.tensor(ratings)
 
 
-def train(work: Path, clip: CLIPModel, steps: int | None = None) -> PreferenceHead:
+def train(
+    work: Path, clip: CLIPModel, steps: int | None = None, machine: Machine = CPU
+) -> PreferenceHead:
     """Train or resume the head; prints its correlation with the rating on unseen scenes."""
     plan = PLAN if steps is None else replace(PLAN, steps=steps)
     torch.manual_seed(SEED)
-    clip.eval().requires_grad_(False)
+    clip.eval().requires_grad_(False).to(machine.device)
     inputs, ratings = features(clip, EXAMPLES)
     mean, deviation = ratings.mean(), ratings.std()
     target = (ratings - mean) / deviation
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pick = torch.randint(len(inputs), (BATCH,), generator=generator)
-        return {"loss": F.mse_loss(model(inputs[pick]), target[pick])}
+    near, wanted = inputs.to(machine.device), target.to(machine.device)
+
+    def prepare(batch: Batch, generator: torch.Generator) -> Batch:
+        pick = torch.randint(len(near), (BATCH,), generator=generator).to(near.device)
+        return {"inputs": near[pick], "target": wanted[pick]}
+
+    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": F.mse_loss(model(batch["inputs"]), batch["target"])}
 
     head = PreferenceHead(inputs.shape[1])
-    fit("preference", head, loss, plan, work)
+    alone = replace(machine, workers=0)  # nothing is drawn but indices
+    fit("preference", head, Task(lambda step: {}, prepare, loss), plan, work, machine=alone)
     print(f"preference: correlation with the rating {correlation(head, clip):.3f}", flush=True)
     return head
 

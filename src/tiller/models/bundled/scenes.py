@@ -1,11 +1,13 @@
 """Captioned 64x64 pictures composed from Noto Color Emoji: the data that everything is trained on.
 
 A scene is a pure function of (split, seed, index). Only training needs the font; it is the Debian
-package `fonts-noto-color-emoji` (SIL Open Font License 1.1).
+package `fonts-noto-color-emoji` (SIL Open Font License 1.1), or the file that the environment
+variable `TILLER_FONT` names.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +29,7 @@ from .captions import (
     random_spec,
 )
 
-FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+FONT = Path(os.environ.get("TILLER_FONT", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"))
 SIZE = 64  # pixels a side
 ONE_SIZES = (34, 52)  # a lone subject's longer side, pixels, inclusive
 TWO_SIZES = (24, 30)  # the same for each of two
@@ -71,7 +73,8 @@ def _font() -> ImageFont.FreeTypeFont:
     if not FONT.exists():
         raise TillerError(
             f"expected the Noto Color Emoji font at {FONT}, which only training needs; "
-            "install it with: apt-get install fonts-noto-color-emoji"
+            "install it with: apt-get install fonts-noto-color-emoji, or name its file in the "
+            "environment variable TILLER_FONT"
         )
     return ImageFont.truetype(str(FONT), 109)
 

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from tiller.core.errors import InvalidInput
 
-from .train import write_atomically
+from .train import CPU, Machine, write_atomically
 
 
 def need(path: Path, stage: str) -> str:
@@ -52,14 +52,12 @@ def load_text_encoder(work: Path) -> CLIPTextModel:
     return CLIPTextModel.from_pretrained(need(work / "out" / "text_encoder", "unet")).eval()
 
 
-def restore(work: Path, steps: int | None) -> None:
-    """The package's parts into `work/out`: to go on training on a machine without checkpoints.
+def restore(work: Path, source: Path) -> None:
+    """The parts of a weights folder into `work/out`, to go on training without checkpoints.
 
-    The denoiser then starts from the shipped weights with a fresh optimizer; give `unet --steps`.
+    The denoiser then starts from those weights with a fresh optimizer; give `unet --steps`.
     """
-    from .loaders import weights_dir
-
-    source, out = weights_dir(), work / "out"
+    out = work / "out"
     if (work / "unet.safetensors").exists():
         raise InvalidInput(f"{work} has a checkpoint of the denoiser; give another --work folder")
     kinds = {
@@ -81,7 +79,7 @@ def restore(work: Path, steps: int | None) -> None:
     shutil.copy(source / "judge.json", out)
 
 
-def scenes(work: Path, steps: int | None) -> None:
+def scenes(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """Draw a sheet of scenes to look at."""
     import numpy as np
 
@@ -94,51 +92,51 @@ def scenes(work: Path, steps: int | None) -> None:
     print(f"sheet: {work / 'scenes.png'}")
 
 
-def vae(work: Path, steps: int | None) -> None:
+def vae(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The autoencoder."""
     from . import vae as stage
 
-    stage.train(work, steps).save_pretrained(work / "out" / "vae")
+    stage.train(work, steps, machine).save_pretrained(work / "out" / "vae")
 
 
-def clip(work: Path, steps: int | None) -> None:
+def clip(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The tokenizer and the first CLIP, whose text tower the denoiser listens to."""
     from . import clip as stage
 
     folder = work / "out" / "clip"
-    model = stage.train(stage.FIRST, work, load_vae(work), load_tokenizer(work), steps)
+    model = stage.train(stage.FIRST, work, load_vae(work), load_tokenizer(work), steps, machine)
     model.save_pretrained(folder)
     stage.write_image_config(folder)
 
 
-def clip_heldout(work: Path, steps: int | None) -> None:
+def clip_heldout(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The second CLIP: another seed, another division of the combinations, another width."""
     from . import clip as stage
 
     folder = work / "out" / "clip_heldout"
-    model = stage.train(stage.SECOND, work, load_vae(work), load_tokenizer(work), steps)
+    model = stage.train(stage.SECOND, work, load_vae(work), load_tokenizer(work), steps, machine)
     model.save_pretrained(folder)
     stage.write_image_config(folder)
 
 
-def preference(work: Path, steps: int | None) -> None:
+def preference(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The preference head on the first CLIP."""
     from . import preference as stage
 
-    head = stage.train(work, load_clip(work), steps)
+    head = stage.train(work, load_clip(work), steps, machine)
     write_atomically(head.state_dict(), work / "out" / "preference.safetensors", {})
 
 
-def judge(work: Path, steps: int | None) -> None:
+def judge(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The judge."""
     from . import judge_training as stage
 
-    net = stage.train(work, load_vae(work), steps)
+    net = stage.train(work, load_vae(work), steps, machine)
     write_atomically(net.state_dict(), work / "out" / "judge.safetensors", {})
     (work / "out" / "judge.json").write_text(json.dumps({"widths": net.widths}) + "\n")
 
 
-def unet(work: Path, steps: int | None) -> None:
+def unet(work: Path, steps: int | None, machine: Machine = CPU) -> None:
     """The denoiser, on latents that are encoded once."""
     from . import unet as stage
 
@@ -149,7 +147,12 @@ def unet(work: Path, steps: int | None) -> None:
         text_encoder.load_state_dict(clip_model.text_model.state_dict())
         text_encoder.save_pretrained(folder)
     text_encoder = load_text_encoder(work)
-    model = stage.train(work, load_vae(work), text_encoder, load_tokenizer(work), steps)
+    size = stage.POOL
+    if steps is not None:  # a short trial encodes no more scenes than it looks at, in whole files
+        size = min(size, -(-steps * stage.BATCH // stage.PIECE) * stage.PIECE)
+    model = stage.train(
+        work, load_vae(work), text_encoder, load_tokenizer(work), steps, size, machine
+    )
     model.save_pretrained(work / "out" / "unet")
 
 

@@ -9,8 +9,8 @@ classifier-free guidance (Ho and Salimans 2022).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .advance import Batch
+from .augment import signed
 from .scenes import scenes
-from .train import Plan, fit, write_atomically
+from .train import CPU, Arrays, Machine, Plan, Task, drawn_ahead, fit, moved, write_atomically
 
 BATCH = 48
 SEED = 31
 POOL = 96_000  # scenes that are encoded once
+PIECE = 4000  # of them to a file
 GRID = 4  # pixels: the autoencoder's cell
 EMPTY_PROMPT = 0.1
 MIDDLE, SPREAD = 420.0, 200.0  # of the timesteps drawn: there the shapes are decided
@@ -82,7 +85,9 @@ class Pool:
 
 
 @torch.no_grad()
-def encode_pool(work: Path, vae: AutoencoderTiny, tokenizer: CLIPTokenizer, size: int) -> Pool:
+def encode_pool(
+    work: Path, vae: AutoencoderTiny, tokenizer: CLIPTokenizer, size: int, machine: Machine = CPU
+) -> Pool:
     """Encode the pool once, in pieces that a restart finds again.
 
     Its scenes lie on the autoencoder's grid: a subject of one size then has the same latents
@@ -90,41 +95,46 @@ def encode_pool(work: Path, vae: AutoencoderTiny, tokenizer: CLIPTokenizer, size
     """
     folder = work / "pool"
     folder.mkdir(parents=True, exist_ok=True)
-    piece = 4000
+
+    def path(piece: int) -> Path:
+        return folder / f"{piece * PIECE:07d}.safetensors"
+
+    def draw(piece: int) -> Arrays:
+        if path(piece).exists():
+            return {}
+        start = piece * PIECE
+        batch = scenes(start, min(PIECE, size - start), seed=SEED, grid=GRID)
+        ids = tokenizer(
+            [s.caption for s in batch], padding="max_length", truncation=True, return_tensors="np"
+        ).input_ids
+        return {"images": np.stack([s.image for s in batch]), "ids": ids.astype(np.int16)}
+
     parts = []
-    for start in range(0, size, piece):
-        path = folder / f"{start:07d}.safetensors"
-        if not path.exists():
-            batch = scenes(start, min(piece, size - start), seed=SEED, grid=GRID)
-            latents = [
-                encode(vae, np.stack([s.image for s in batch[i : i + 250]])).half()
-                for i in range(0, len(batch), 250)
-            ]
-            ids = tokenizer(
-                [s.caption for s in batch], padding="max_length", truncation=True,
-                return_tensors="pt",
-            ).input_ids  # fmt: skip
-            write_atomically(
-                {"latents": torch.cat(latents), "ids": ids.short()}, path, {"seed": str(SEED)}
-            )
-            print(f"unet pool {start + piece}/{size}", flush=True)
-        parts.append(load_file(str(path)))
+    pieces = range(-(-size // PIECE))
+    for piece, arrays in zip(pieces, drawn_ahead(draw, pieces, machine.workers), strict=True):
+        if arrays:
+            images = torch.from_numpy(arrays["images"])
+            latents = [encode(vae, part) for part in torch.split(images, 250)]
+            tensors = {"latents": torch.cat(latents), "ids": torch.from_numpy(arrays["ids"])}
+            write_atomically(tensors, path(piece), {"seed": str(SEED)})
+            print(f"unet pool {min(size, (piece + 1) * PIECE)}/{size}", flush=True)
+        parts.append(load_file(str(path(piece))))
     return Pool(torch.cat([p["latents"] for p in parts]), torch.cat([p["ids"] for p in parts]))
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderTiny, images: NDArray[np.uint8]) -> Tensor:
-    """Pictures [n, 64, 64, 3] of bytes -> latents [n, 4, 16, 16] times the scaling factor."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    with torch.autocast("cpu", torch.bfloat16):
-        latents: Tensor = vae.encode(pixels).latents
-    return latents.float() * float(vae.config.scaling_factor)
+def encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
+    """Pictures [n, 64, 64, 3] of bytes -> latents [n, 4, 16, 16] of unit std, half precision."""
+    device = vae.device
+    with torch.autocast(device.type, torch.bfloat16):
+        latents: Tensor = vae.encode(signed(images.to(device))).latents
+    return (latents.float() * float(vae.config.scaling_factor)).half().cpu()
 
 
 @torch.no_grad()
 def read(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     """Token ids [n, L] -> the frozen encoder's last hidden states [n, L, width], half precision."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         parts = [
             text_encoder(input_ids=part.long()).last_hidden_state.half()
             for part in torch.split(ids, 500)
@@ -132,37 +142,52 @@ def read(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def make_loss(
-    pool: Pool, text_encoder: CLIPTextModel, empty: Tensor
-) -> Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]:
-    """The v-prediction loss on batches of the pool; `empty` is the empty prompt's ids."""
+def make_task(pool: Pool, text_encoder: CLIPTextModel, empty: Tensor, device: torch.device) -> Task:
+    """v-prediction on batches of the pool; `empty` is the empty prompt's ids."""
     alphas = scheduler().alphas_cumprod
     count = len(pool.latents)
+    text_encoder.to(device)
+    pool = Pool(pool.latents.to(device), pool.ids.to(device))
+    empty = empty.to(device)
     said = read(text_encoder, pool.ids)
     silence = read(text_encoder, empty[None])[0]
     middle = torch.exp(-0.5 * ((torch.arange(len(alphas)) - MIDDLE) / SPREAD) ** 2)
     weight = middle.clamp(min=FLOOR)
     cumulative = (weight / weight.sum()).cumsum(0)
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([SEED, epoch]).permutation(count)
+
+    def draw(step: int) -> Arrays:
         epoch, place = divmod(step * BATCH, count - count % BATCH)
-        order = np.random.default_rng([SEED, epoch]).permutation(count)
-        index = torch.from_numpy(order[place : place + BATCH])
-        x0 = pool.latents[index].float()
-        states = said[index].float()
-        states[torch.rand(len(states), generator=generator) < EMPTY_PROMPT] = silence.float()
-        noise = torch.randn(x0.shape, generator=generator)
+        return {"index": order(epoch)[place : place + BATCH]}
+
+    def prepare(batch: Batch, generator: torch.Generator) -> Batch:
+        index = batch["index"]
+        mute = torch.rand(len(index), generator=generator) < EMPTY_PROMPT
+        noise = torch.randn(len(index), 4, 16, 16, generator=generator)
         # stratified: one draw from each of the batch's equal shares of the distribution
-        share = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
+        share = (torch.arange(len(index)) + torch.rand(len(index), generator=generator)) / len(
+            index
+        )
         t = torch.searchsorted(cumulative, share).clamp(max=len(alphas) - 1)
-        a = alphas[t].view(-1, 1, 1, 1)
+        drawn = {"mute": mute, "noise": noise, "t": t, "a": alphas[t]}
+        near = {name: moved(value, device) for name, value in drawn.items()}
+        mute = near.pop("mute").view(-1, 1, 1)
+        near["states"] = torch.where(mute, silence, said[index]).float()
+        return {"x0": pool.latents[index].float(), **near}
+
+    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        x0, noise = batch["x0"], batch["noise"]
+        a = batch["a"].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
         v = a.sqrt() * noise - (1 - a).sqrt() * x0
-        out = model(noisy, t, encoder_hidden_states=states).sample.float()
+        out = model(noisy, batch["t"], encoder_hidden_states=batch["states"]).sample.float()
         error = (out - v).square().mean((1, 2, 3))
         return {"loss": error.mean()}
 
-    return loss
+    return Task(draw, prepare, loss)
 
 
 def train(
@@ -172,19 +197,23 @@ def train(
     tokenizer: CLIPTokenizer,
     steps: int | None = None,
     pool_size: int = POOL,
+    machine: Machine = CPU,
 ) -> UNet2DConditionModel:
     """Train or resume the denoiser; more `steps` than the plan's extend a finished run."""
     plan = PLAN if steps is None else replace(PLAN, steps=steps)
     text_encoder.requires_grad_(False).eval()
-    pool = encode_pool(work, vae, tokenizer, pool_size)
+    vae.to(machine.device)
+    pool = encode_pool(work, vae, tokenizer, pool_size, machine)
     blank = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0]
     model = build(text_encoder.config.hidden_size)
     restored = work / "out" / "unet" / "diffusion_pytorch_model.safetensors"
     if restored.exists() and not (work / "unet.safetensors").exists():  # see stages.restore
         model.load_state_dict(load_file(str(restored)))
-    # the backward pass of the fused attention is several times slower on a CPU
-    model.set_attn_processor(AttnProcessor())
-    fit("unet", model, make_loss(pool, text_encoder, blank), plan, work)
+    if machine.device.type == "cpu":  # the fused attention's backward pass is slow there
+        model.set_attn_processor(AttnProcessor())
+    task = make_task(pool, text_encoder, blank, machine.device)
+    # nothing is drawn but indices
+    fit("unet", model, task, plan, work, machine=replace(machine, workers=0))
     return model
 
 

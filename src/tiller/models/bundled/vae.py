@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from .advance import Batch
+from .augment import signed
 from .scenes import scenes
-from .train import Plan, fit
+from .train import CPU, Arrays, Machine, Plan, Task, fit
 
 BATCH = 24
 SEED = 11
@@ -37,12 +39,6 @@ def build() -> AutoencoderTiny:
     )
 
 
-def pixels(start: int, count: int, seed: int = SEED) -> Tensor:
-    """Training scenes as [count, 3, 64, 64] in [-1, 1]."""
-    images = np.stack([s.image for s in scenes(start, count, seed=seed)])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
 def reconstruction_loss(out: Tensor, target: Tensor) -> dict[str, Tensor]:
     """L1 of pixels, of 2x and 4x means, and of the differences between neighbours."""
     l1 = F.l1_loss(out, target)
@@ -52,31 +48,44 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {"loss": l1 + 0.3 * edges + 0.5 * coarse, "l1": l1}
 
 
-def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+def draw(start: int, count: int) -> Arrays:
+    """Training scenes."""
+    return {"images": np.stack([s.image for s in scenes(start, count, seed=SEED)])}
+
+
+def prepare(batch: Batch, generator: torch.Generator) -> Batch:
+    """Pictures [n, 3, 64, 64] in [-1, 1] and the noise on their latents."""
+    target = signed(batch["images"])
+    noise = torch.randn(len(target), 4, 16, 16, generator=generator)
+    return {"target": target, "noise": noise.to(target.device)}
+
+
+def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """One step's loss on fresh scenes."""
     assert isinstance(model, AutoencoderTiny)
-    target = pixels(step * BATCH, BATCH)
+    target = batch["target"]
     latents = model.encode(target).latents.float()
-    noise = torch.randn(latents.shape, generator=generator)
-    out = model.decode(latents + NOISE * noise).sample.float()
+    out = model.decode(latents + NOISE * batch["noise"]).sample.float()
     terms = reconstruction_loss(out, target)
     terms["loss"] = terms["loss"] + 1e-3 * latents.square().mean()
     terms["std"] = latents.std()
     return terms
 
 
-def train(work: Path, steps: int | None = None) -> AutoencoderTiny:
+def train(work: Path, steps: int | None = None, machine: Machine = CPU) -> AutoencoderTiny:
     """Train or resume the autoencoder, then set its `scaling_factor` for latents of unit std."""
     plan = PLAN if steps is None else replace(PLAN, steps=steps)
     model = build()
-    fit("vae", model, loss, plan, work)
+    task = Task(lambda step: draw(step * BATCH, BATCH), prepare, loss)
+    fit("vae", model, task, plan, work, machine=machine)
     return scaled(model)
 
 
 @torch.no_grad()
 def scaled(model: AutoencoderTiny) -> AutoencoderTiny:
     """The model with `scaling_factor` = 1 / std of the latents of `MEASURED` scenes."""
-    latents = model.encode(pixels(50_000_000, MEASURED)).latents
+    images = torch.from_numpy(draw(50_000_000, MEASURED)["images"])
+    latents = model.encode(signed(images)).latents
     factor = round(1.0 / float(latents.std()), 5)
     model.register_to_config(scaling_factor=factor)
     model.scaling_factor = factor
