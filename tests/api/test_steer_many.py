@@ -38,6 +38,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         {"warm_start": 2},
         {"population": 4, "halve_every": 1},
         {"method": "ipgo", "prefix": 2, "suffix": 1, "rank": 3},
+        {"method": "draft", "rank": 2},
     ],
     ids=str,
 )
