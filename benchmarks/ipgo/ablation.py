@@ -74,11 +74,10 @@ def main() -> None:
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     prompts = mixed(options.prompts)
-    watched = "clip" if options.reward == "preference" else "preference"
     common = {
         "method": "ipgo",
         "reward": options.reward,
-        "held_out": ["clip_heldout", watched],
+        "held_out": "clip_heldout",
         "budget": f"steps={options.steps + 1}",
         **sampling(options),
         **fields(options),
