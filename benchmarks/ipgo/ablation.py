@@ -22,7 +22,7 @@ from tiller.tasks.statistics import Estimated, estimated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import Row, arguments, grid, report, summary, verdict
-from material import grouped, mixed, sampling
+from material import fields, grouped, mixed, sampling
 
 CONSTRAINTS = ("orthonormal", "bounded", "conformity")
 
@@ -69,17 +69,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--reward", default="clip")
     parser.add_argument("--parts", nargs="+", default=[*PARTS, "prompt"])
+    parser.add_argument("--set", nargs="+", default=[], help="fields of all arms, field=value")
     parser.add_argument("--sampling-steps", type=int, default=None, help="[the model's own]")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     prompts = mixed(options.prompts)
-    watched = "clip" if options.reward == "preference" else "preference"
     common = {
         "method": "ipgo",
         "reward": options.reward,
-        "held_out": ["clip_heldout", watched],
+        "held_out": "clip_heldout",
         "budget": f"steps={options.steps + 1}",
         **sampling(options),
+        **fields(options),
+        "at_once": options.at_once,
     }
     table: dict[str, Any] = {}
     said: list[str] = []

@@ -6,7 +6,8 @@
 Training on `--prompts` prompts with the paper's settings; every `--every` pictures what was learned
 is put to 16 prompts that are not trained on, each with a noise of its own, and their mean reward is
 the curve. So both methods are measured alike, and on what a trained thing is for. Pictures of the
-measurement are not counted; those of a training step are.
+measurement are not counted; those of a training step are. Some processes may do some trainings
+each, and another prints the table: what is finished is found in `--out`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
 from tiller.core.budget import Budget
 from tiller.core.rng import keyed_generator
 from tiller.core.search import search, search_phases
+from tiller.methods._catalog import make_method
 from tiller.methods._training import AdaptedPictures
 from tiller.methods.base import Task
 from tiller.methods.draft import Draft
@@ -39,7 +41,7 @@ from tiller.tasks.statistics import estimated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import arguments, report, save
-from material import mixed, sampling
+from material import cell, fields, mixed, sampling
 
 UNSEEN = 16
 Curve = list[tuple[int, float]]
@@ -52,21 +54,27 @@ class Course:
         self.watch = Unseen(method.trajectory(model), PromptSet(model, prompts, ""), [reward], 0)
         self.points: Curve = []
         self.final: list[float] = []
+        self.before = self.look(self.watch.pictures(None))
+
+    def look(self, pictures: Tensor) -> list[float]:
+        """The reward of each picture."""
+        (scores,) = self.watch.scores(pictures).values()
+        return scores
 
     def take(self, images: int, pictures: Callable[[], Tensor], every: int, *, last: bool) -> None:
         """Measure, if it is time."""
         if self.points and not last and images < self.points[-1][0] + every:
             return
-        (scores,) = self.watch.scores(pictures()).values()
-        self.points.append((images, sum(scores) / len(scores)))
-        self.final = scores
+        self.final = self.look(pictures())
+        self.points.append((images, sum(self.final) / len(self.final)))
 
 
 def ipgo(
     model: FrozenModel, reward: RewardSum, texts: list[str], batch: int, **own: Any
 ) -> Iterator[Any]:
     """(pictures drawn, the unseen prompts within the affix) as training goes."""
-    method = Ipgo(decay=1.0, **own)
+    _, method = make_method("ipgo", {"decay": 1.0, **own})
+    assert isinstance(method, Ipgo)
     space = method.affixes(model.encode([""]).prompt_embeds.shape[2])
     objective = BatchPictures(
         method.trajectory(model),
@@ -116,6 +124,23 @@ def draft(
 METHODS = {"ipgo": ipgo, "draft": draft}
 
 
+def trained(model: FrozenModel, key: dict[str, Any]) -> dict[str, Any]:
+    """One training: the unseen prompts' rewards before and after it, and the curve."""
+    texts = mixed(key["prompts"] + UNSEEN)
+    reward = make_reward(key["reward"], probe_size=model.defaults.height)
+    size = {k: v for k, v in key["settings"].items() if k == "num_inference_steps"}
+    course = Course(Ipgo(**size), model, reward, texts[:UNSEEN])
+    learner = METHODS[key["method"]]
+    for images, pictures in learner(model, reward, texts[UNSEEN:], key["batch"], **key["settings"]):
+        last = images >= key["images"]
+        drawn = functools.partial(pictures, course.watch)
+        course.take(images, drawn, key["every"], last=last)
+        if last:
+            break
+    print(f"{key}: {course.points[-1]}", file=sys.stderr, flush=True)
+    return {"before": course.before, "after": course.final, "points": course.points}
+
+
 def main() -> None:
     parser = arguments(__doc__, __file__, prompts=60, seeds=1)
     parser.add_argument("--images", type=int, default=1000)
@@ -123,33 +148,31 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 10])
     parser.add_argument("--rewards", nargs="+", default=["clip", "preference"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--set", nargs="+", default=[], help="fields of ipgo, field=value")
     parser.add_argument("--sampling-steps", type=int, default=None, help="[the model's own]")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
-    every = mixed(options.prompts + UNSEEN)
-    texts, unseen = every[UNSEEN:], every[:UNSEEN]
     curves: dict[str, Curve] = {}
     table: dict[str, Any] = {}
     for name in options.rewards:
-        reward = make_reward(name, probe_size=model.defaults.height)
         for method in options.methods:
             for batch in options.batches:
-                course = Course(Ipgo(**sampling(options)), model, reward, unseen)
-                start = course.watch.scores(course.watch.pictures(None))
-                for images, pictures in METHODS[method](
-                    model, reward, texts, batch, **sampling(options)
-                ):
-                    last = images >= options.images
-                    drawn = functools.partial(pictures, course.watch)
-                    course.take(images, drawn, options.every, last=last)
-                    if last:
-                        break
-                key = f"{name}: {method}, batches of {batch}"
-                (before,) = start.values()
-                gains = [b - a for a, b in zip(before, course.final, strict=True)]
-                table[key] = {"gain": estimated(gains), "reward": estimated(course.final)}
-                curves[key] = course.points
-                print(f"{key}: {course.points[-1]}", file=sys.stderr, flush=True)
+                own = fields(options) if method == "ipgo" else {}
+                key = {
+                    "model": options.model,
+                    "reward": name,
+                    "method": method,
+                    "batch": batch,
+                    "images": options.images,
+                    "every": options.every,
+                    "prompts": options.prompts,
+                    "settings": {**own, **sampling(options)},
+                }
+                found = cell(options.out, key, functools.partial(trained, model, key))
+                row = f"{name}: {method}, batches of {batch}"
+                gains = [b - a for a, b in zip(found["before"], found["after"], strict=True)]
+                table[row] = {"gain": estimated(gains), "reward": estimated(found["after"])}
+                curves[row] = [(images, value) for images, value in found["points"]]
     save(options, "batch", lambda figure: _draw(figure, curves, options.rewards))
     ahead = [
         f"{name}, {batch}: {'ipgo' if a.value > b.value else 'draft'}"

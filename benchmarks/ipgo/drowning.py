@@ -20,7 +20,7 @@ from tiller.models.bundled.captions import SUBJECT_NAMES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import arguments, course, grid, report, save, summary
-from material import sampling
+from material import fields, sampling
 
 LONG = {"prefix": 30, "suffix": 30, "shrink": None}
 ARMS: dict[str, dict[str, Any]] = {
@@ -37,6 +37,8 @@ def main() -> None:
     warnings.simplefilter("ignore", TillerNotice)
     parser = arguments(__doc__, __file__, prompts=8, seeds=1)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--set", nargs="+", default=[], help="fields of all arms, field=value")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--sampling-steps", type=int, default=None, help="[the model's own]")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
@@ -50,11 +52,15 @@ def main() -> None:
             reward="preference",
             held_out=["clip_heldout"],
             budget=f"steps={options.steps + 1}",
+            at_once=options.at_once,
             **sampling(options),
-            **settings,
+            **fields(options),
+            **ARMS[name],
         )
-        for name, settings in ARMS.items()
+        for name in options.arms
     }
+    if len(found) < len(ARMS):
+        return  # another process prints the table
     table = {name: summary(rows, ["preference", "clip_heldout"]) for name, rows in found.items()}
     curves = {
         name: course(rows, lambda line: line["scores"]["clip_heldout"])

@@ -1,13 +1,15 @@
 """Each method steers each prompt with as many pictures (the shape of table 1).
 
     python benchmarks/ipgo/table.py [--prompts 60] [--seeds 1] [--images 50] [--rewards clip]
-        [--methods raw ipgo draft ddpo dpo_diff best_of_n dno ipgo_dno] [--json]
+        [--methods raw ipgo draft ddpo dpo_diff best_of_n dno ipgo_dno] [--few 16] [--json]
 
 Three rewards (clip, preference, their mix), the prompts in four groups. Of every method: the
-reward, the held-out CLIP, the judge's verdict, how often the reward rose, and how often ipgo's was
-the higher one of the pair. Every method may draw `--images` pictures a prompt; what a picture costs
-differs, so the calls and the seconds stand beside. Some processes may do some methods each, and
-another prints the table: finished runs are found in `--out`.
+reward, the held-out CLIP, the judge's verdict, how often the reward rose, by how much, and how
+often ipgo's was the higher one of the pair. Every method may draw `--images` pictures a prompt;
+what a picture costs differs, so the calls and the seconds stand beside. The methods of
+`--few-methods`, which draw their runs one after another, get the first `--few` prompts alone, an
+equal part of each group, and are compared with ipgo on these. Some processes may do some methods
+each, and another prints the table: finished runs are found in `--out`.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import tiller
+from tiller.api import plan
 from tiller.core.errors import InvalidInput, TillerNotice
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import Row, against, arguments, grid, mean, report, summary
-from material import GROUPS, REWARDS, grouped, sampling
+from material import GROUPS, REWARDS, fields, grouped, sampling
 
 METHODS = ["raw", "ipgo", "draft", "ddpo", "dpo_diff", "best_of_n", "dno", "ipgo_dno"]
+FULL = ("dno", "ipgo_dno")  # differentiated through every step
 
 
 def reward_of(row: Row, names: list[str]) -> float:
@@ -42,16 +46,27 @@ def steered(model: Any, prompts: list[str], method: str, options: Any, reward: s
     """A method's runs; prompts for which it has nothing to search keep their own picture."""
     raised, watched = REWARDS[reward]
     common = {"reward": raised, "held_out": watched, **sampling(options)}
-    budget = {} if method == "raw" else {"budget": f"images={options.images}"}
-    rows: list[Row] = []
-    for prompt in prompts:
-        settings = {**common, "method": method, **budget}
-        try:
-            rows += grid(model, [prompt], options.seeds, options.out, **settings)
-        except InvalidInput as error:  # dpo_diff: no word of the prompt has a substitute
-            print(f"{prompt}: {error}", file=sys.stderr)
-            rows += grid(model, [prompt], options.seeds, options.out, method="raw", **common)
-    return rows
+    settings = {**common, "method": method, **(fields(options) if method == "ipgo" else {})}
+    if method != "raw":
+        settings["budget"] = f"images={options.images}"
+    if method in FULL:  # some gigabytes a process, however many share the device
+        settings["checkpoint"] = "recompute"
+    searched = [p for p in prompts if method != "dpo_diff" or _has_words(model, p, settings)]
+    kept = [p for p in prompts if p not in searched]
+    where = {"seeds": options.seeds, "out": options.out, "at_once": options.at_once}
+    rows = grid(model, searched, **where, **settings) if searched else []
+    rows += grid(model, kept, **where, **common, method="raw") if kept else []
+    return sorted(rows, key=lambda row: (prompts.index(row.prompt), row.seed))
+
+
+def _has_words(model: Any, prompt: str, settings: dict[str, Any]) -> bool:
+    """Whether dpo_diff has anything to search: a word of the prompt with a substitute."""
+    try:
+        plan(model, prompt, **settings)
+    except InvalidInput as error:
+        print(f"{prompt}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def main() -> None:
@@ -60,28 +75,37 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--rewards", nargs="+", default=list(REWARDS), choices=REWARDS)
+    parser.add_argument("--few", type=int, default=16, help="prompts of the slow methods")
+    parser.add_argument("--few-methods", nargs="*", default=["ddpo"], choices=METHODS)
+    parser.add_argument("--set", nargs="+", default=[], help="fields of ipgo, field=value")
     parser.add_argument("--sampling-steps", type=int, default=None, help="[the model's own]")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     groups = grouped(-(-options.prompts // len(GROUPS)))
     prompts = [text for texts in groups.values() for text in texts]
+    few = [text for texts in groups.values() for text in texts[: -(-options.few // len(GROUPS))]]
     table: dict[str, Any] = {}
     by_group: dict[str, Any] = {}
     for reward in options.rewards:
         raised, watched = REWARDS[reward]
         shown = [name.partition(":")[0] for name in raised] + watched
-        found = {m: steered(model, prompts, m, options, reward) for m in options.methods}
+        found = {
+            m: steered(model, few if m in options.few_methods else prompts, m, options, reward)
+            for m in options.methods
+        }
         for method, rows in found.items():
             row = summary(rows, shown)
+            row["gain"] = mean(rows, lambda r, n=raised: reward_of(r, n) - before(r, n))
             row["raised"] = mean(rows, lambda r, n=raised: reward_of(r, n) > before(r, n) + 1e-4)
             if "ipgo" in found and method != "ipgo":
-                row["ipgo wins"] = against(found["ipgo"], rows, lambda r, n=raised: reward_of(r, n))
+                same = {r.prompt for r in rows}
+                mine = [r for r in found["ipgo"] if r.prompt in same]
+                row["ipgo wins"] = against(mine, rows, lambda r, n=raised: reward_of(r, n))
             table[f"{reward}: {method}"] = row
             by_group[f"{reward}: {method}"] = {
-                group: mean(
-                    [r for r in rows if r.prompt in texts], lambda r, n=raised: reward_of(r, n)
-                )
+                group: mean(some, lambda r, n=raised: reward_of(r, n))
                 for group, texts in groups.items()
+                if (some := [r for r in rows if r.prompt in texts])
             }
     report(options, table, _claim(table), by_group=by_group)
 

@@ -82,7 +82,7 @@ def test_every_prompt_comes_once_an_epoch_in_another_order(objective: BatchPictu
 def test_the_score_is_the_mean_over_prompts_each_drawn_as_if_alone(
     objective: BatchPictures,
 ) -> None:
-    """Whatever the other lengths beside it: padding to the batch's longest would change it."""
+    """Whatever the other lengths beside it: what fills a shorter one up is not read."""
     draw = Draw(7, 0)
     affix = SPACE.decode(SPACE.sample(2, Stream(0)))
     score = objective.score(objective.render(affix, draw), draw)
@@ -102,13 +102,18 @@ def test_noises_stay_with_their_prompts_unless_they_are_resampled(model: FrozenM
     assert not torch.equal(fresh.noise(1, Draw(7, 0)), fresh.noise(1, Draw(7, 4)))
 
 
-def test_the_gradient_by_parts_is_the_whole_batchs(objective: BatchPictures) -> None:
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_gradient_by_parts_is_the_whole_batchs(
+    masks: bool, objective: BatchPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one part behind a mask, or where the model takes none, one length a part."""
+    monkeypatch.setattr(objective.trajectory.model, "masks_tokens", masks)
     z, draw = SPACE.sample(2, Stream(1)), Draw(7, 0)
-    parts = objective.parts(2, draw)
     lengths = [
-        [objective.prompts.words(objective.chosen(draw)[k]).length for k in p] for p in parts
+        {objective.prompts.words(objective.chosen(draw)[k]).length for k in places}
+        for places in objective.parts(2, draw)
     ]
-    assert all(len(set(one)) == 1 for one in lengths), "one length a part"
+    assert [len(one) for one in lengths] == ([3] if masks else [1, 1, 1])
     whole, by_parts = (evaluate(SPACE, objective, z, draw, how) for how in (Autograd(), ByParts()))
     assert whole.grad is not None and by_parts.grad is not None  # noqa: PT018
     assert torch.allclose(whole.score, by_parts.score, atol=1e-6)

@@ -20,6 +20,7 @@ SMALL = {
     "ablation": ["--prompts", "1", "--steps", "1", "--parts", "rotation", "prompt"],
     "drowning": ["--prompts", "1", "--steps", "1"],
     "cost": ["--rounds", "2"],
+    "tune": ["--prompts", "1", "--steps", "1", "--arms", "", "lr=0.01"],
 }
 MORE = {"batch": ["--rewards", "preference"], "ablation": ["--reward", "preference"]}
 

@@ -2,9 +2,10 @@
 
     score(affix) = mean_b r(picture([V_pre, f(C_b), V_suf]), C_b),      b in the round's minibatch
 
-Prompts have different lengths, and each is affixed without padding, as it will be used. Those of
-one length are drawn together; the mean is over all of them, so what a prompt contributes does not
-depend on the others beside it.
+Prompts have different lengths, and each is affixed without padding, as it will be used. They are
+drawn together, the shorter ones filled up behind a mask (those of one length where the model takes
+no mask); the mean is over all of them, so what a prompt contributes does not depend on the others
+beside it.
 """
 
 from __future__ import annotations
@@ -142,18 +143,21 @@ class BatchPictures(Objective[Affix, Tensor]):
         return found.reshape(len(y), len(places))
 
     def parts(self, n: int, draw: Draw) -> list[list[int]]:
-        """The round's places in parts of one length, none larger than memory takes for n affixes.
+        """The round's places in parts that are drawn together, none larger than memory takes.
 
         The gradient is taken part by part, so that a large batch needs no more memory than one
         picture does.
         """
         chosen = self.chosen(draw)
+        words = [self.prompts.words(i) for i in chosen]
         lengths: dict[int, list[int]] = {}
-        for k, i in enumerate(chosen):
-            lengths.setdefault(self.prompts.words(i).length, []).append(k)
+        for k, one in enumerate(words):
+            length = 0 if self.trajectory.model.masks_tokens else one.length
+            lengths.setdefault(length, []).append(k)
         parts = []
         for places in lengths.values():
-            told = self.prompts.words(chosen[places[0]]).conditioning()
+            longest = max((words[k] for k in places), key=lambda one: one.length)
+            told = longest.conditioning()
             size = max(1, self.trajectory.room(told) // n)
             parts += [places[k : k + size] for k in range(0, len(places), size)]
         return parts
@@ -197,11 +201,13 @@ def drawn_together(
 ) -> list[Tensor]:
     """Pictures [m, 3, H, W] for each conditioning [m rows] and its noises [m, ...], in order.
 
-    Those that are told as many tokens are drawn as one batch, a bounded number of them at once.
+    They are drawn as one batch, those that are told as many tokens where the model takes no mask,
+    and without a gradient a bounded number of them at once.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for k, words in enumerate(told):
-        groups.setdefault(tuple(words.prompt_embeds.shape[1:]), []).append(k)
+        length = 0 if trajectory.model.masks_tokens else words.prompt_embeds.shape[1]
+        groups.setdefault(length, []).append(k)
     found: dict[int, Tensor] = {}
     for members in groups.values():
         size = len(members) if torch.is_grad_enabled() else AT_ONCE // len(noises[members[0]])
@@ -209,7 +215,7 @@ def drawn_together(
             some = members[first : first + max(1, size)]
             latents = trajectory.run(
                 torch.cat([noises[k] for k in some]),
-                Conditioning.cat([told[k] for k in some]),
+                Conditioning.side_by_side([told[k] for k in some]),
                 gradient=gradient,
                 checkpoint=checkpoint,
             )

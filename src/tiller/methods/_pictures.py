@@ -61,10 +61,16 @@ class Pictures(Objective[Inputs, Tensor]):
         return model, self.trajectory.settings, self.gradient, self.checkpoint
 
     def render_jointly(self, xs: Sequence[Inputs], draws: Sequence[Draw]) -> list[Tensor]:
-        """Pictures of several runs' candidates, those that are told as much from one trajectory."""
-        alike: dict[torch.Size, list[int]] = {}
+        """Pictures of several runs' candidates from one trajectory.
+
+        Where the model takes no token mask, from one for those that are told as many tokens.
+        """
+        alike: dict[int, list[int]] = {}
         for k, x in enumerate(xs):
-            alike.setdefault(x.conditioning.prompt_embeds.shape[1:], []).append(k)
+            told = (
+                0 if self.trajectory.model.masks_tokens else x.conditioning.prompt_embeds.shape[1]
+            )
+            alike.setdefault(told, []).append(k)
         found: dict[int, Tensor] = {}
         for members in alike.values():
             some = [xs[k] for k in members]
@@ -110,4 +116,4 @@ class Pictures(Objective[Inputs, Tensor]):
 def joined(xs: Sequence[Inputs]) -> Inputs:
     """The rows of all inputs, one after another."""
     noise = torch.cat([x.noise for x in xs])
-    return Inputs(noise, Conditioning.cat([x.conditioning for x in xs]))
+    return Inputs(noise, Conditioning.side_by_side([x.conditioning for x in xs]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,10 +15,18 @@ from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw, Stream, keyed_generator
 from tiller.core.search import Handover, Phase, Problem
+from tiller.methods._pictures import joined
 from tiller.methods._weights import TARGETS, Adaptable, with_lora
 from tiller.methods.base import Method, Task
 from tiller.models.base import Conditioning, FrozenModel
-from tiller.models.checkpointing import Checkpoint, Plan, chosen, saved_bytes
+from tiller.models.checkpointing import (
+    MEMORY_SHARE,
+    Checkpoint,
+    Plan,
+    chosen,
+    free_bytes,
+    saved_bytes,
+)
 from tiller.models.guidance import guided
 from tiller.models.inputs import Inputs
 from tiller.models.trajectory import Gradient, Trajectory
@@ -71,7 +79,8 @@ class Lessons:
 class AdaptedPictures(Objective[Adapted, Tensor]):
     """score(x) = reward(decode(sample(x)), prompt), sampled by a copy that has x's weights.
 
-    Candidates are drawn one after another, since each has other weights.
+    Candidates of one run are drawn one after another, since each has other weights. Those of
+    several runs are drawn together where the copy takes weights by row.
 
     Args:
         adaptable: the copy.
@@ -115,6 +124,30 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
             pictures.append(self.trajectory.model.decode(latents))
         return torch.cat(pictures)
 
+    def joint_key(self) -> Hashable | None:
+        """Runs of one model with adapters of one shape draw together."""
+        if not self.adaptable.by_row:
+            return None
+        path = self.trajectory
+        own = self.adaptable.layout, self.adaptable.dtype
+        return id(path.model), path.settings, self.gradient, self.checkpoint, *own
+
+    def render_jointly(self, xs: Sequence[Adapted], draws: Sequence[Draw]) -> list[Tensor]:
+        """Pictures of several runs' candidates from one trajectory, each row with its weights."""
+        together = joined(xs)
+        weights = torch.cat([x.weights for x in xs])
+        latents = self.latents(weights, together.noise, together.conditioning, self.gradient)
+        pictures = self.trajectory.model.decode(latents)
+        return list(torch.split(pictures, [len(x.noise) for x in xs]))
+
+    def room(self, x: Adapted, gradient: bool) -> int | None:
+        """As many candidates as the free memory takes, each step's activations counted."""
+        if not gradient:
+            return None
+        model = self.trajectory.model
+        budget = int(MEMORY_SHARE * free_bytes(model.device))
+        return max(1, budget // max(1, self._measured(x.weights, x.conditioning)))
+
     def score(self, y: Tensor, draw: Draw) -> Tensor:
         """The reward [n] of the pictures."""
         return self.reward(y, [self.prompt] * len(y))
@@ -153,7 +186,10 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
     def latents(
         self, weights: Tensor, noise: Tensor, words: Conditioning, gradient: Gradient
     ) -> Tensor:
-        """The trajectory's end [b, C, h, w] with weights [d], for noise [b, slots, C, h, w]."""
+        """The trajectory's end [b, C, h, w] for noise [b, slots, C, h, w].
+
+        With weights [d] for all rows, or [b, d], each row's own.
+        """
         steps = gradient.window(self.trajectory.num_steps).steps
         plan = Plan(0, 0)
         if torch.is_grad_enabled() and steps:
@@ -172,7 +208,8 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
 
     def _measured(self, weights: Tensor, words: Conditioning) -> int:
         """Bytes that one step keeps for one picture; one unbilled forward, once."""
-        model = self.adaptable.drawing_with(weights.detach().requires_grad_())
+        one = (weights if weights.ndim == 1 else weights[0]).detach().requires_grad_()
+        model = self.adaptable.drawing_with(one)
         denoiser = guided(model, words.index([0]), self.trajectory.settings.guidance_scale)
         if denoiser.branches not in self._step_bytes:
             shape = (1, *self.trajectory.noise_shape[1:])

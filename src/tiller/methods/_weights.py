@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -41,6 +42,7 @@ class Adaptable:
         layout: how the input is cut.
         start: [d] the model's own values where these weights are its own; None for adapters.
         dtype: of the input, float32 at least.
+        by_row: each candidate of a batch may have weights of its own.
     """
 
     model: FrozenModel
@@ -49,18 +51,38 @@ class Adaptable:
     layout: Layout
     start: Tensor | None
     dtype: torch.dtype
+    by_row: bool = False
 
     def drawing_with(self, weights: Tensor, plan: Plan = Plan(0, 0)) -> FrozenModel:  # noqa: B008  # frozen
-        """The model, its denoiser called with weights [d]; a gradient goes back to them.
+        """The model, its denoiser called with weights; a gradient goes back to them.
 
         Args:
-            weights: the numbers of `layout`.
+            weights: [d] the numbers of `layout`, or with `by_row` [n, d], each candidate's own.
             plan: which of the calls that carry a gradient are recomputed: the first so many.
         """
         view: Any = copy.copy(self.model)
         view.unet = _Called(self, weights.to(self.model.device), plan)
         made: FrozenModel = view
         return made
+
+
+class _Low(torch.nn.Module):
+    """Half of an adapter: x W^T with one W [out, in], or with each candidate's own [n, out, in].
+
+    A batch holds the n candidates of one branch of the guidance, then those of the other.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[m, ..., in] -> [m, ..., out]."""
+        if self.weight.ndim == 2:
+            return F.linear(x, self.weight)
+        own = self.weight.repeat(len(x) // len(self.weight), 1, 1)
+        out = x.reshape(len(x), -1, x.shape[-1]) @ own.mT
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 class _Called:
@@ -133,10 +155,26 @@ def with_lora(model: FrozenModel, rank: int, targets: Sequence[str]) -> Adaptabl
     parameters = dict(denoiser.named_parameters())
     for name in names:
         parameters[name].data = parameters[name].data.to(dtype)
+    by_row = _by_row(denoiser)
     denoiser.requires_grad_(False).eval()
     plain = tuple(name.replace(f".{_ADAPTER}.", ".") for name in names)
     layout = Layout(plain, tuple(tuple(parameters[name].shape) for name in names))
-    return Adaptable(model, denoiser, names, layout, None, dtype)
+    return Adaptable(model, denoiser, names, layout, None, dtype, by_row)
+
+
+def _by_row(denoiser: torch.nn.Module) -> bool:
+    """Let adapters of linear maps take weights by row; False where there are others as well."""
+    halves = [
+        getattr(module, name)
+        for module in denoiser.modules()
+        for name in ("lora_A", "lora_B")
+        if _ADAPTER in getattr(module, name, ())
+    ]
+    if not all(type(half[_ADAPTER]) is torch.nn.Linear for half in halves):
+        return False
+    for half in halves:
+        half[_ADAPTER] = _Low(half[_ADAPTER].weight)
+    return True
 
 
 def with_all_weights(model: FrozenModel) -> Adaptable:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -77,6 +78,8 @@ class Conditioning:
         negative_pooled_prompt_embeds: [n, P].
         time_ids: [n, 6] sizes and crops, the same in both branches (SDXL); by default the drawn
             picture's size, uncropped.
+        token_mask: [n, L] 1 for a token that is read, 0 for one that only fills the row up, the
+            same in both branches; None where all are read.
     """
 
     prompt_embeds: Tensor
@@ -84,6 +87,7 @@ class Conditioning:
     pooled_prompt_embeds: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
     time_ids: Tensor | None = None
+    token_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.prompt_embeds)
@@ -145,6 +149,27 @@ class Conditioning:
             merged[field.name] = torch.cat(present) if present else None
         return Conditioning(**merged)  # type: ignore[arg-type]  # prompt_embeds is never None
 
+    def filled(self, length: int) -> Conditioning:
+        """The same with rows of `length` tokens, those that are added masked out."""
+        n, own = self.prompt_embeds.shape[:2]
+        negative, mask = self.negative_prompt_embeds, self.token_mask
+        added = (0, length - own)
+        read = self.prompt_embeds.new_ones(n, own) if mask is None else mask
+        return replace(
+            self,
+            prompt_embeds=F.pad(self.prompt_embeds, (0, 0, *added)),
+            negative_prompt_embeds=None if negative is None else F.pad(negative, (0, 0, *added)),
+            token_mask=F.pad(read, added),
+        )
+
+    @staticmethod
+    def side_by_side(parts: Sequence[Conditioning]) -> Conditioning:
+        """`cat`, where the shorter ones are filled up to the longest."""
+        lengths = [part.prompt_embeds.shape[1] for part in parts]
+        if len(set(lengths)) > 1:
+            parts = [part.filled(max(lengths)) for part in parts]
+        return Conditioning.cat(parts)
+
 
 class FrozenModel(ABC):
     """A text-to-image model whose weights never change: a function of what it is fed.
@@ -163,6 +188,8 @@ class FrozenModel(ABC):
         pipeline_class: the diffusers pipeline that draws what this draws, for exports; "" if none.
         guidance_input: whether the network takes the guidance scale as an input (latent
             consistency models), so that there is no unconditional branch.
+        masks_tokens: whether `denoise` takes a token mask, so that prompts of several lengths can
+            be drawn as one batch.
     """
 
     name: str
@@ -176,6 +203,7 @@ class FrozenModel(ABC):
     scheduler: Any
     pipeline_class: str = ""
     guidance_input: bool = False
+    masks_tokens: bool = False
 
     @abstractmethod
     def encode(
@@ -191,6 +219,7 @@ class FrozenModel(ABC):
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        token_mask: Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
         """The network's raw prediction [m, C, h, w] (epsilon, v or x0) of latents at timestep t.
@@ -201,6 +230,7 @@ class FrozenModel(ABC):
             prompt_embeds: [m, L, D].
             pooled_prompt_embeds: [m, P], where the model takes one.
             time_ids: [m, 6], where the model takes them; by default those of the latents' size.
+            token_mask: [m, L], where the model takes one (`masks_tokens`).
             guidance_scale: s, where the model takes it as an input.
         """
 

@@ -58,6 +58,8 @@ class LatentDiffusion(FrozenModel):
         InvalidInput: a pipeline, UNet or scheduler that is not supported.
     """
 
+    masks_tokens = True
+
     suffixes: ClassVar[tuple[str, ...]]
     """Of the names of the pipeline's tokenizers and text encoders."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel
 
-EXTRAS = ("pooled_prompt_embeds", "time_ids")
+EXTRAS = ("pooled_prompt_embeds", "time_ids", "token_mask")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class StableDiffusionXL(LatentDiffusion):
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        token_mask: Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
         """The UNet's prediction [m, C, h, w] for latents [m, C, h, w].
@@ -58,6 +59,7 @@ class StableDiffusionXL(LatentDiffusion):
             pooled_prompt_embeds: [m, P].
             time_ids: [m, 6] original height and width, top and left of the crop, target height and
                 width, in pixels; by default the picture's own.
+            token_mask: [m, L] 1 for the tokens that are read; None for all.
             guidance_scale: for UNets that take it as an input.
         """
         if pooled_prompt_embeds is None:
@@ -71,6 +73,7 @@ class StableDiffusionXL(LatentDiffusion):
             latents,
             t,
             encoder_hidden_states=prompt_embeds,
+            encoder_attention_mask=token_mask,
             timestep_cond=self._timestep_condition(guidance_scale, len(latents)),
             added_cond_kwargs={"text_embeds": pooled_prompt_embeds, "time_ids": time_ids},
             return_dict=False,

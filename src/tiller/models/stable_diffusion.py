@@ -24,6 +24,7 @@ class StableDiffusion(LatentDiffusion):
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        token_mask: Tensor | None = None,
         guidance_scale: float | None = None,
     ) -> Tensor:
         """The UNet's prediction [m, C, h, w] for latents [m, C, h, w] and states [m, L, D]."""
@@ -36,6 +37,7 @@ class StableDiffusion(LatentDiffusion):
             latents,
             t,
             encoder_hidden_states=prompt_embeds,
+            encoder_attention_mask=token_mask,
             timestep_cond=self._timestep_condition(guidance_scale, len(latents)),
             return_dict=False,
         )[0]

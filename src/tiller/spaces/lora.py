@@ -45,10 +45,10 @@ class Layout:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def cut(self, flat: Tensor) -> dict[str, Tensor]:
-        """The tensors of flat [d] by name; views, so that a gradient goes back to it."""
-        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes])
+        """The tensors of flat [..., d] by name; views, so that a gradient goes back to it."""
+        parts = torch.split(flat, [math.prod(shape) for shape in self.shapes], dim=-1)
         return {
-            name: part.view(shape)
+            name: part.view(*part.shape[:-1], *shape)
             for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
         }
 
