@@ -61,6 +61,7 @@ class Adaptable:
             plan: which of the calls that carry a gradient are recomputed: the first so many.
         """
         view: Any = copy.copy(self.model)
+        view.replays = None  # a gradient goes to its weights
         view.unet = _Called(self, weights.to(self.model.device), plan)
         made: FrozenModel = view
         return made

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models.pieces import Text
+
+if TYPE_CHECKING:
+    from tiller.models.replay import Replays
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ class FrozenModel(ABC):
             consistency models), so that there is no unconditional branch.
         masks_tokens: whether `denoise` takes a token mask, so that prompts of several lengths can
             be drawn as one batch.
+        replays: recordings of `denoise`, where it depends on its arguments alone and on a GPU;
+            see `models.replay`.
     """
 
     name: str
@@ -204,6 +209,7 @@ class FrozenModel(ABC):
     pipeline_class: str = ""
     guidance_input: bool = False
     masks_tokens: bool = False
+    replays: Replays | None = None
 
     @abstractmethod
     def encode(

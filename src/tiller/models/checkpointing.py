@@ -13,7 +13,7 @@ multistep schedulers have a state that a second call of `step` would corrupt.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,10 @@ Checkpoint = Literal["auto", "recompute", "keep"] | int
 MEMORY_SHARE = 0.5  # of the free memory, the default budget of activations
 
 
+Pullback = Callable[[Sequence[Tensor], Tensor], Sequence[Tensor | None]]
+"""(latents and inputs, grad) -> d <grad, function> / d of each; None where none is wanted."""
+
+
 class _Recomputed(torch.autograd.Function):
     """function(latents, *inputs), whose backward runs it again with a graph."""
 
@@ -38,17 +42,23 @@ class _Recomputed(torch.autograd.Function):
         ctx: Any,
         function: Callable[..., Tensor],
         counted: Callable[[], None],
+        pullback: Pullback | None,
         latents: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
-        ctx.function, ctx.counted = function, counted
+        ctx.function, ctx.counted, ctx.pullback = function, counted, pullback
         ctx.save_for_backward(latents, *inputs)
         return function(latents, *inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[3:]
+        if ctx.pullback is not None:
+            ctx.counted()
+            pulled = ctx.pullback(ctx.saved_tensors, grad)
+            found = (g if need else None for g, need in zip(pulled, wanted, strict=True))
+            return None, None, None, *found
         leaves = [
             tensor.detach().requires_grad_(need)
             for tensor, need in zip(ctx.saved_tensors, wanted, strict=True)
@@ -58,7 +68,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.counted()
         needed = [leaf for leaf in leaves if leaf.requires_grad]
         grads = iter(torch.autograd.grad(out, needed, grad))
-        return None, None, *(next(grads) if need else None for need in wanted)
+        return None, None, None, *(next(grads) if need else None for need in wanted)
 
 
 def recomputed(
@@ -66,13 +76,14 @@ def recomputed(
     latents: Tensor,
     inputs: tuple[Tensor, ...],
     counted: Callable[[], None],
+    pullback: Pullback | None = None,
 ) -> Tensor:
     """function(latents, *inputs), keeping only the inputs for the backward.
 
     `function` must be deterministic and reach nothing else that needs a gradient. `counted` is
-    called once for each recomputation.
+    called once for each recomputation. `pullback` stands in for running the function again.
     """
-    out: Tensor = _Recomputed.apply(function, counted, latents, *inputs)  # type: ignore[no-untyped-call]
+    out: Tensor = _Recomputed.apply(function, counted, pullback, latents, *inputs)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -85,12 +96,14 @@ class Plan:
         kept: the last so many of these keep their activations.
         step_bytes: activations of one step for the whole batch; None where it was not measured.
         budget_bytes: what `auto` had to fit into; None where the choice was the caller's.
+        replayed: recomputed because replaying recorded calls is faster than keeping.
     """
 
     steps: int
     kept: int
     step_bytes: int | None = None
     budget_bytes: int | None = None
+    replayed: bool = False
 
     @property
     def recomputed(self) -> int:
@@ -103,6 +116,8 @@ class Plan:
         text = f"activations of {self.kept} of {self.steps} steps are kept"
         if self.recomputed:
             text += f", {self.recomputed} are recomputed"
+        if self.replayed:
+            text += " (replayed from a recording, which is faster here than keeping)"
         if self.step_bytes is not None and self.budget_bytes is not None:
             text += (
                 f" ({_mb(self.step_bytes)} a step, {_mb(max(self.kept, 1) * self.step_bytes)} of "

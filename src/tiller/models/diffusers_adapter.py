@@ -23,6 +23,7 @@ from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.concepts import Concept, Vocabulary
 from tiller.models.pieces import Piece, Text, checked, plain, readable
+from tiller.models.replay import Replays
 from tiller.models.schedulers import name_of, named
 from tiller.models.text_encoder import TextEncoder, Weights
 
@@ -87,6 +88,7 @@ class LatentDiffusion(FrozenModel):
             part.requires_grad_(False).eval()
         self.device = self.unet.device
         self.dtype = self.unet.dtype
+        self.replays = Replays() if self.device.type == "cuda" else None
         self.latent_scale = int(pipeline.vae_scale_factor)
         self.guidance_input = self.unet.config.time_cond_proj_dim is not None
         self.scheduler = (

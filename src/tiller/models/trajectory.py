@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from tiller.models.checkpointing import (
 )
 from tiller.models.gradient import Gradient, Window
 from tiller.models.guidance import Denoiser, guided
+from tiller.models.replay import Recording
 from tiller.models.schedulers import (
     closed_form,
     deviation,
@@ -157,14 +158,23 @@ class Trajectory:
             )
         if graph and noise.requires_grad and not any(v.requires_grad for v in denoiser.inputs):
             self._check_reaches_noise(gradient, window)
-        calls = _Calls(denoiser, len(noise) * denoiser.branches)
-        self.plan = chosen(
-            checkpoint,
-            window.steps if graph else 0,
-            measure=lambda: len(noise) * self._measured(denoiser),
-            memory_budget=memory_budget,
-            device=self.model.device,
-        )
+        steps = window.steps if graph else 0
+        recording = None
+        if self.model.replays is not None:
+            recording = self.model.replays.find(
+                denoiser, self.initial(noise), self._device_timesteps[0], graph=steps > 0
+            )
+        calls = _Calls(denoiser, len(noise) * denoiser.branches, recording)
+        if checkpoint == "auto" and steps and recording is not None and recording.faster:
+            self.plan = Plan(steps, 0, replayed=True)
+        else:
+            self.plan = chosen(
+                checkpoint,
+                steps,
+                measure=lambda: len(noise) * self._measured(denoiser),
+                memory_budget=memory_budget,
+                device=self.model.device,
+            )
         first_kept = window.stop - self.plan.kept
         scheduler = copy.deepcopy(self._scheduler)
         latents = self.initial(noise)
@@ -344,16 +354,22 @@ class _Calls:
 
     denoiser: Denoiser
     amount: int
+    recording: Recording | None = None
 
     def __call__(self, latents: Tensor, t: Tensor, *, keep: bool) -> Tensor:
-        denoiser, amount = self.denoiser, self.amount
+        denoiser, amount, recording = self.denoiser, self.amount, self.recording
         count(forwards=amount)
+        plain = denoiser if recording is None else recording.call
         if not torch.is_grad_enabled():
-            return denoiser(latents, t, *denoiser.inputs)
+            return plain(latents, t, *denoiser.inputs)
         context = contextvars.copy_context()
 
         def function(x: Tensor, *inputs: Tensor) -> Tensor:
-            return denoiser(x, t, *inputs)
+            return (denoiser if torch.is_grad_enabled() else plain)(x, t, *inputs)
+
+        def pullback(given: Sequence[Tensor], grad: Tensor) -> Sequence[Tensor | None]:
+            assert recording is not None
+            return recording.pull(given[0], t, given[1:], grad)
 
         if keep:
             # A node for each step, so that the sums over its layers are made as recomputation
@@ -366,6 +382,7 @@ class _Calls:
                 latents,
                 denoiser.inputs,
                 lambda: context.run(count, recomputes=amount),
+                None if recording is None else pullback,
             )
         if out.requires_grad:
             out.register_hook(  # type: ignore[no-untyped-call]  # of torch
