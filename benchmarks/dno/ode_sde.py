@@ -34,6 +34,7 @@ def main() -> None:
             prompts,
             options.seeds,
             options.out,
+            at_once=options.at_once,
             method="dno",
             reward=options.reward,
             held_out=["clip_heldout"],

@@ -16,19 +16,16 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 import tiller
 from tiller.models.bundled.captions import SUBJECT_NAMES
-from tiller.models.bundled.loaders import load_judge
 from tiller.tasks.statistics import Estimated, estimated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from grid import Row, arguments, course, grid, report, save, to_tensor, verdict
+from grid import Row, arguments, course, grid, report, save, verdict
+from kept import Kept, kept
 
 ANIMALS = SUBJECT_NAMES[:21]
 HELD_OUT = ["clip", "clip_heldout"]
@@ -36,33 +33,10 @@ CASES = {"black": "brightness", "white": "darkness"}
 FREE, KEPT = "gamma=0", "with PRNO"
 
 
-@dataclass(frozen=True)
-class Reached:
-    """A run where it first reaches a reward: the held-out scores, P(z) and the judge's verdict."""
-
-    clip: float
-    clip_heldout: float
-    probability: float
-    colour_right: bool
-    faithful: bool
-    round: int
-
-
-def reached(row: Row, reward: float) -> Reached:
-    """The first round whose best is worth at least `reward`, with the picture of that round."""
-    lines = row.curve
-    at = next(i for i, line in enumerate(lines) if line["best_reward"] >= reward - 1e-9)
-    found = max(i for i, line in enumerate(lines[: at + 1]) if line["image"])
-    picture = to_tensor(Image.open(Path(row.folder) / lines[found]["image"]))
-    judge = load_judge()
-    return Reached(
-        clip=lines[found]["scores"]["clip"],
-        clip_heldout=lines[found]["scores"]["clip_heldout"],
-        probability=lines[found]["probability"],
-        colour_right=judge.colours_right(picture, [row.prompt])[0],
-        faithful=judge.faithful(picture, [row.prompt])[0],
-        round=found + 1,
-    )
+def reached(row: Row, reward: float) -> Kept:
+    """What the run kept where its best was first worth at least `reward`."""
+    first = next(i for i, line in enumerate(row.curve) if line["best_reward"] >= reward - 1e-9)
+    return kept(row, first + 1)
 
 
 def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
@@ -74,10 +48,10 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
         name: [reached(pair[i], reward) for pair, reward in zip(pairs, equal, strict=True)]
         for i, name in enumerate((FREE, KEPT))
     }
-    fields = ("clip", "clip_heldout", "probability", "colour_right", "faithful", "round")
+    fields = (*HELD_OUT, "probability", "colour_right", "faithful", "round")
 
-    def column(found: Sequence[Reached], field: str) -> list[float]:
-        return [float(getattr(one, field)) for one in found]
+    def column(found: Sequence[Kept], field: str) -> list[float]:
+        return [float(one.scores.get(field, getattr(one, field, 0.0))) for one in found]
 
     table = {
         name: {f: estimated(column(found, f), groups=groups) for f in fields}
@@ -131,6 +105,7 @@ def main() -> None:
                 prompts,
                 options.seeds,
                 options.out,
+                at_once=options.at_once,
                 method="dno",
                 reward=reward,
                 held_out=HELD_OUT,

@@ -24,6 +24,14 @@ from grid import Row, against, arguments, grid, mean, report, summary
 PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
 
 
+def mixed(count: int) -> list[str]:
+    """Test prompts, three of four with one subject, the others with two."""
+    one = count * 3 // 4
+    found = evaluation_prompts("test", one, seed=7, kind="one")
+    found += evaluation_prompts("test", count - one, seed=7, kind="two")
+    return [prompt for prompt, _ in found]
+
+
 def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
     """Methods with budgets of equal cost, 2 * steps pictures' worth of model calls."""
     calls = 2 * steps * forwards
@@ -32,7 +40,7 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "best_of_n": {"method": "best_of_n", "budget": f"images={2 * steps}"},
         "lgd": {"method": "lgd", "budget": f"forwards={calls // 2}"},
         "reno": {"method": "reno", "budget": f"steps={steps}"},
-        "dno": {"method": "dno", "budget": f"steps={steps}"},
+        "dno": {"method": "dno", "lr": 0.01, "budget": f"steps={steps}"},
         "dno_fast": {"method": "dno", "lr": 0.05, "budget": f"steps={steps}"},
         "dno_warm": {
             "method": "dno",
@@ -55,11 +63,7 @@ def main() -> None:
     parser.add_argument("--rewards", nargs="+", default=list(PAIRS), choices=PAIRS)
     options = parser.parse_args()
     model = tiller.load_model(options.model)
-    one = options.prompts * 3 // 4
-    prompts = [
-        *[p for p, _ in evaluation_prompts("test", one, seed=7, kind="one")],
-        *[p for p, _ in evaluation_prompts("test", options.prompts - one, seed=7, kind="two")],
-    ]
+    prompts = mixed(options.prompts)
     forwards = 2 * model.defaults.num_inference_steps
     table: dict[str, Any] = {}
     for reward in options.rewards:
@@ -73,6 +77,7 @@ def main() -> None:
                 prompts,
                 options.seeds,
                 options.out,
+                at_once=options.at_once,
                 reward=reward,
                 held_out=held_out,
                 **settings,

@@ -16,9 +16,12 @@ SMALL = {
     "ood": ["--prompts", "2", "--steps", "2"],
     "ode_sde": ["--prompts", "1", "--steps", "2"],
     "rewards": ["--prompts", "1", "--steps", "6", "--rewards", "preference"],
-    "black_box": ["--prompts", "1", "--seconds", "0.3"],
-    "ablation": ["--prompts", "1", "--steps", "1"],
+    "rates": ["--prompts", "2", "--steps", "3", "--at", "1", "3", "--rewards", "clip"],
+    "black_box": ["--prompts", "2", "--calls", "100"],
+    "ablation": ["--prompts", "1", "--steps", "1", "--rows", "gamma=0", "k=1"],
 }
+
+BEFORE = {"black_box": [["--time", "--repeat", "1"]]}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
-@pytest.mark.filterwarnings("ignore:no gradient passes")  # that is what black_box is about
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_script_prints_one_object(
@@ -39,8 +41,12 @@ def test_the_script_prints_one_object(
 ) -> None:
     common = ["--model", str(model), "--seeds", "1", "--json"]
     folders = ["--out", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]
-    monkeypatch.setattr(sys, "argv", [name, *SMALL[name], *common, *folders])
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    for before in BEFORE.get(name, []):
+        monkeypatch.setattr(sys, "argv", [name, *before, *SMALL[name], *common, *folders])
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        assert not capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [name, *SMALL[name], *common, *folders])
     runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
     found = json.loads(capsys.readouterr().out)
     assert found["about"]["claim"]
