@@ -42,6 +42,7 @@ from tiller.core.shapes import Points
 LOG_2 = math.log(2)
 CHUNKS = 4096  # of z that are shuffled: many, and few enough to be copied piece by piece
 TOGETHER = 1 << 20  # numbers of several orders that are looked at together: 4 MB in float32
+TOGETHER_FAST = 1 << 24  # the same on an accelerator, which waits for its calls rather than memory
 
 
 def probability(
@@ -309,7 +310,8 @@ class _Orders:
 
     def pieces(self, n: int) -> Iterator[Tensor]:
         """The orders, as many at a time as `TOGETHER` allows for n candidates."""
-        size = max(1, TOGETHER // (n * len(self.places)))
+        allowed = TOGETHER if self.places.device.type == "cpu" else TOGETHER_FAST
+        size = max(1, allowed // (n * len(self.places)))
         return iter(torch.split(self.chunks, size) if len(self.chunks) else ())
 
 
