@@ -86,7 +86,7 @@ class WordSearch(Method):
         mutation_rate: a word's probability to change in a mutant.
         gradient_share: the part of the budget at whose use the gradient ascent ends; its estimates
             count as images.
-        leave_one_out: the part of the budget that is kept for putting words back; 0 for not.
+        leave_one_out: the most that is kept of the budget for putting words back; 0 for not.
         unseen: noises that the search did not see, from which the best and the user's own words
             are drawn at the end, outside the budget; 0 for none.
         batch: pictures drawn at once; the result does not depend on it.
@@ -269,11 +269,11 @@ def _put_back_phase(words: Words, pictures: Pictures) -> Phase:
         n = len(space.start)
         return Problem(space, pictures, BestOfN(batch=n, n=n))
 
-    def wanted(before: Handover) -> bool:
-        return bool(put_back(words, before.best.z)[0])
+    def asks(before: Handover) -> int:
+        return len(put_back(words, before.best.z)[0])
 
     done = "the words of the best were put back"
-    return Phase("words put back", build, wanted=wanted, done=done)
+    return Phase("words put back", build, asks=asks, done=done)
 
 
 def _say_nothing_to_choose(words: Words) -> None:
