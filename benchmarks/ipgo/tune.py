@@ -22,6 +22,7 @@ from grid import arguments, course, grid, mean, report, save, summary
 from material import mixed, sampling
 
 ARMS = ["", "lr=0.003", "lr=0.01", "lr=0.03"]
+SHOWN = ("gain", "raised", "held-out gain", "faithful", "seconds")  # as soon as an arm is done
 
 
 def main() -> None:
@@ -57,6 +58,8 @@ def main() -> None:
         table[key]["held-out gain"] = mean(
             rows, lambda r: r.scores["clip_heldout"] - r.baseline["clip_heldout"]
         )
+        seen = "; ".join(f"{shown} {table[key][shown]}" for shown in SHOWN)
+        print(f"{key}: {seen}", file=sys.stderr, flush=True)
         curves[key] = course(rows, lambda line: line["best_reward"])
     save(options, "tune", lambda figure: _draw(figure, curves))
     best = max(table, key=lambda arm: table[arm]["gain"].value)

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "ipgo"
 SMALL = {
     "table": ["--prompts", "4", "--images", "3", "--methods", "raw", "ipgo", "--rewards", "mix"],
     "batch": ["--prompts", "4", "--images", "4", "--every", "2", "--batches", "2"],
-    "transfer": ["--prompts", "3", "--epochs", "1", "--batch", "2", "--rewards", "preference"],
+    "transfer": ["--prompts", "3", "--rewards", "preference", "--arms", "batch=2 epochs=1"],
     "ablation": ["--prompts", "1", "--steps", "1", "--parts", "rotation", "prompt"],
     "drowning": ["--prompts", "1", "--steps", "1"],
     "cost": ["--rounds", "2"],
