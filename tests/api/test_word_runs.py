@@ -255,7 +255,7 @@ def test_a_space_that_has_changed_is_not_searched_on(
 def test_patience_does_not_count_relaxed_rounds(
     model: FrozenModel, settings: dict[str, Any]
 ) -> None:
-    result = steer(model, settings, iterations=4, patience=3)
+    result = steer(model, settings, iterations=4, patience=3, budget="images=24")
     phases = [step["phase"] for step in entries(result.run_dir, "step")]
     assert phases[:6] == ["prompt", *4 * ["gradient"], "search"]
 
