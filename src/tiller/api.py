@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiller.core.budget import Budget, Cost
+from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.driver import Picture, Run, drive, picture_of
 from tiller.driver import Progress as Progress
 from tiller.methods._affix_files import affix_digests
 from tiller.methods._catalog import make_method
-from tiller.methods.base import Method
+from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
@@ -254,7 +254,6 @@ def _planned(
     chosen = chosen.at(loaded)
     watched = _held_out(held_out, optimized, loaded)
     common = {
-        "method": {"name": name, "settings": dataclasses.asdict(chosen)},
         "citation": chosen.citation,
         "redrawable": chosen.redrawable,
         "lowers": chosen.lowers,
@@ -271,10 +270,14 @@ def _planned(
     if chosen.affix:
         common["affixes"] = affix_digests(chosen.affix)
     reported = make_reward(watched)
-    runs = [
-        Run.of({**common, "prompt": prompt, "seed": seed}, loaded, chosen, optimized, reported)
-        for prompt, seed in wanted
-    ]
+    runs = []
+    for prompt, seed in wanted:
+        with metered() as meter:
+            own = chosen.begun(Task(loaded, prompt, negative_prompt, optimized, seed))
+            about = {"name": name, "settings": dataclasses.asdict(own)}
+            spec = {**common, "method": about, "prompt": prompt, "seed": seed}
+            run = Run.of(spec, loaded, own, optimized, reported)
+        runs.append(dataclasses.replace(run, spent=Cost(tokens=meter.cost.tokens)))
     runs[0].phases[0].build(None)  # refuses what cannot work before there is a folder
     return runs
 

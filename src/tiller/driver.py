@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiller.core.budget import Budget
+from tiller.core.budget import Budget, Cost
 from tiller.core.errors import RunError, TillerError, TillerNotice
 from tiller.core.rng import Draw
 from tiller.core.search import Phase, Search, Step, search_together
@@ -73,6 +73,7 @@ class Run:
     held_out: RewardSum | None
     budget: Budget
     phases: list[Phase]
+    spent: Cost = dataclasses.field(default_factory=Cost)  # on making it, where this is a new one
 
     @classmethod
     def of(
@@ -222,7 +223,7 @@ class _Driver:
         if steps:
             self.best = {name: steps[-1][name] for name in ("best_score", "best_reward")}
         run = self.run
-        return Search(run.phases, run.budget, run.spec["seed"], saved)
+        return Search(run.phases, run.budget, run.spec["seed"], saved, run.spent)
 
     def judge(self, step: Step, scores: dict[str, float] | None) -> str | None:
         """Whether the round's picture is kept, by its scores if it is the best; why the run ends.

@@ -14,7 +14,7 @@ import torch
 
 import tiller
 from tiller import unseen
-from tiller.core.errors import RunError
+from tiller.core.errors import RunError, TillerNotice
 from tiller.core.rng import Draw, Stream
 from tiller.methods.base import Task
 from tiller.methods.dpo_diff import DpoDiff
@@ -23,7 +23,9 @@ from tiller.models.inputs import Inputs
 from tiller.rewards import make_reward
 from tiller.runs.export import export
 from tiller.runs.record import read_run
+from tiller.runs.store import RunStore
 from tiller.testing.fake_pipeline import save_fake_pipeline
+from tiller.testing.fake_server import Answer, FakeServer
 
 FIELDS: dict[str, Any] = {
     "num_inference_steps": 3,
@@ -253,7 +255,7 @@ def test_a_space_that_has_changed_is_not_searched_on(
 def test_patience_does_not_count_relaxed_rounds(
     model: FrozenModel, settings: dict[str, Any]
 ) -> None:
-    result = steer(model, settings, iterations=4, patience=3)
+    result = steer(model, settings, iterations=4, patience=3, budget="images=24")
     phases = [step["phase"] for step in entries(result.run_dir, "step")]
     assert phases[:6] == ["prompt", *4 * ["gradient"], "search"]
 
@@ -306,3 +308,29 @@ def test_methods_that_search_no_words_tell_the_users_own(
     )  # fmt: skip
     assert (result.best_prompt, result.best_negative_prompt) == ("a cat", "blur")
     assert result.unseen == {}
+
+
+def test_a_run_keeps_the_words_that_it_was_begun_with_whether_the_server_is_there_or_not(
+    model: FrozenModel,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("TILLER_CACHE", str(tmp_path / "cache"))
+    settings |= {"choices": None, "n": 6, "space": "negative", "solver": "random", "llm": True}
+    answer = '{"red": ["violet"], "cat": ["whale"]}'
+    with FakeServer([Answer("gone", status=418), answer]) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.warns(TillerNotice, match="no antonyms from the LLM"):
+            without = steer(model, settings, budget="images=6")
+        with_words = steer(model, settings, budget="images=6")
+        assert len(server.requests) == 2
+    spaces = [
+        next(one["text"] for one in RunStore.open(run.run_dir).entries() if one["kind"] == "space")
+        for run in (without, with_words)
+    ]
+    assert ["violet" in text for text in spaces] == [False, True]
+    assert [run.cost.tokens for run in (without, with_words)] == [0, 15]
+    for run in (without, with_words):  # the server is gone
+        assert tiller.resume(run.run_dir, model=model, budget="images=10").cost.images == 10

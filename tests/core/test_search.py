@@ -149,8 +149,12 @@ def test_a_phase_without_anything_to_do_leaves_its_part_to_the_one_before(wanted
     phases = [
         Phase("a", lambda _: short),
         Phase("b", lambda _: sampling, until=0.5),
-        Phase("c", lambda _: short, wanted=lambda before: wanted and before.best.score < 0),
-        Phase("d", lambda _: short, wanted=lambda _: False),
+        Phase(
+            "c",
+            lambda _: short,
+            asks=lambda before: None if wanted and before.best.score < 0 else 0,
+        ),
+        Phase("d", lambda _: short, asks=lambda _: 0),
     ]
     steps = check_resume(phases, Budget(images=20))
     assert [step.phase for step in steps] == (
@@ -158,6 +162,20 @@ def test_a_phase_without_anything_to_do_leaves_its_part_to_the_one_before(wanted
     )
     ended = "all 1 samples drawn" if wanted else "budget: images=20"
     assert steps[-1].stopped == ended
+
+
+@pytest.mark.parametrize("asked", [0, 2, 20])
+def test_what_a_phase_does_not_ask_for_goes_to_the_one_before(asked: int) -> None:
+    problem = FakeQuadratic(3)
+    sampling = Problem(problem.space, problem, BestOfN(batch=3))
+    phases = [
+        Phase("a", lambda _: sampling, until=0.5),
+        Phase("b", lambda _: Problem(problem.space, problem, BestOfN(2)), asks=lambda _: asked),
+    ]
+    steps = check_resume(phases, Budget(images=20))
+    used = max(step.cost.images for step in steps if step.phase == "a")
+    assert used == {0: 20, 2: 18, 20: 10}[asked]
+    assert steps[-1].cost.images == 20
 
 
 def relaxed_phases(objective: Any) -> list[Phase]:

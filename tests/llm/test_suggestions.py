@@ -119,7 +119,7 @@ def test_the_configured_model_is_asked_by_default(
 def test_a_failing_server_costs_the_rung_and_a_notice(serve: Any) -> None:
     _, chat = serve([Answer("down", status=500)], max_retries=0)
     with pytest.warns(TillerNotice, match=r"no synonyms from the LLM.*status 500 \(down\)"):
-        assert optional_suggestions(PROMPT, "synonyms", 5, chat) == {}
+        assert optional_suggestions(PROMPT, "synonyms", 5, chat) is None
     with pytest.raises(LLMError, match="status 500"):
         suggestions(PROMPT, "synonyms", 5, chat)
 

@@ -7,7 +7,7 @@ phase to the next within one budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -107,8 +107,9 @@ class Phase:
         relaxed: its scores are a relaxation's, and compare with no other phase's: the best stays
             what it was before (so it cannot be the first), and the next phase starts from where
             it ends (`Handover.last`).
-        wanted: whether there is something to do, given what the phase before left; where not, the
-            phase is passed over. The first phase cannot be.
+        asks: how many candidates the phase will score, given where the search stands before it;
+            None where it cannot know. With 0 it is passed over (the first phase cannot be), and
+            what it does not ask for of its part of the budget the phase before uses.
         done: what to say where the search ends with this phase and its solver is done; the solver's
             own words by default.
     """
@@ -118,7 +119,7 @@ class Phase:
     share: float = 1.0
     until: float = 1.0
     relaxed: bool = False
-    wanted: Callable[[Handover], bool] = field(default=lambda _: True)
+    asks: Callable[[Handover], int | None] = field(default=lambda _: None)
     done: str | None = None
 
     def __post_init__(self) -> None:
@@ -166,7 +167,7 @@ def _next_phase(phases: Sequence[Phase], state: SearchState, problem: Problem) -
     if state.last is None or not later:
         return next(iter(later), None)
     left = _handover(state, problem)
-    return next((phase for phase in later if phases[phase].wanted(left)), None)
+    return next((phase for phase in later if phases[phase].asks(left) != 0), None)
 
 
 def _handover(state: SearchState, problem: Problem) -> Handover:
@@ -186,11 +187,32 @@ def _phase_over(course: Course, state: SearchState, problem: Problem) -> str | N
     if over is not None:
         return course.phases[state.phase].done or over
     if _next_phase(course.phases, state, problem) is not None:
-        phase, used = course.phases[state.phase], state.cost
-        for part, cost in ((phase.share, used - state.phase_cost), (phase.until, used)):
-            budget = course.budget.share(part)
+        for budget, cost in _parts(course, state, problem):
             over = over or budget.reached(cost) or _too_few(problem, budget, cost)
     return over
+
+
+def _parts(course: Course, state: SearchState, problem: Problem) -> list[tuple[Budget, Cost]]:
+    """The phase's own parts of the budget, with what counts towards each."""
+    phase, budget = course.phases[state.phase], course.budget
+    until = budget.share(phase.until)
+    following = _next_phase(course.phases, state, problem)
+    if state.last is not None and following is not None:
+        asked = course.phases[following].asks(_handover(state, problem))
+        if asked is not None:
+            until = _without(budget, asked, until, problem.objective)
+    own = budget.share(phase.share)
+    return [(own, state.cost - state.phase_cost), (until, state.cost)]
+
+
+def _without(budget: Budget, n: int, least: Budget, objective: Objective[Any, Any]) -> Budget:
+    """The budget that leaves room for n candidates more, at least `least`."""
+    more = {
+        unit: max(getattr(least, unit), limit - n * each)
+        for unit, each in _candidate(objective).items()
+        if (limit := getattr(budget, unit)) is not None
+    }
+    return replace(least, **more)
 
 
 def _too_few(problem: Problem, budget: Budget, used: Cost) -> str | None:
@@ -217,14 +239,14 @@ def candidates_left(course: Course, state: SearchState, problem: Problem) -> int
 
     A phase that goes on beyond its part, as no later one has something to do, has the whole.
     """
-    phase, budget, objective = course.phases[state.phase], course.budget, problem.objective
+    budget, objective = course.budget, problem.objective
     left = _candidates_within(budget, state.cost, objective)
     if state.phase + 1 < len(course.phases):
         parts = [
-            _candidates_within(budget.share(phase.share), state.cost - state.phase_cost, objective),
-            _candidates_within(budget.share(phase.until), state.cost, objective),
+            _candidates_within(part, cost, objective)
+            for part, cost in _parts(course, state, problem)
         ]
-        left += [most for part in parts for most in part if most > 0]
+        left += [most for found in parts for most in found if most > 0]
     return min(left, default=None)
 
 

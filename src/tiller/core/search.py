@@ -9,7 +9,7 @@ one: `search(..., resume=step)` continues bit-exactly. Several searches may run 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from torch import Tensor
@@ -127,12 +127,17 @@ def search_phases(
 
 @dataclass(frozen=True)
 class Search:
-    """One of the searches that run side by side: the arguments of `search_phases`."""
+    """One of the searches that run side by side: the arguments of `search_phases`.
+
+    Attributes:
+        spent: what was used before its first round, towards the same budget.
+    """
 
     phases: Sequence[Phase]
     budget: Budget
     seed: int = 0
     resume: Step | SearchState | Packed | None = None
+    spent: Cost = field(default_factory=Cost)
 
     @property
     def course(self) -> Course:
@@ -172,7 +177,8 @@ def _start(search: Search) -> tuple[SearchState, Problem]:
         )
     if search.resume is not None:
         return standing(search.phases, search.resume)
-    nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, Cost(), Cost())
+    spent = search.spent
+    nothing = SearchState(search.seed, -1, 0, 0, None, {}, None, None, None, spent, spent)
     return begin(search.phases, nothing, 0, None)
 
 

@@ -81,8 +81,8 @@ def suggestions(
 
 def optional_suggestions(
     prompt: str, direction: Direction, n: int, chat: Chat | None = None
-) -> dict[str, list[str]]:
-    """`suggestions`, or none and a notice where the server fails: the ladder has other rungs.
+) -> dict[str, list[str]] | None:
+    """`suggestions`, or None and a notice where the server fails: the ladder has other rungs.
 
     Raises:
         InvalidInput: n is below 1, no server is configured, or it refuses the key or the model.
@@ -95,7 +95,7 @@ def optional_suggestions(
             TillerNotice,
             stacklevel=2,
         )
-        return {}
+        return None
 
 
 def _question(prompt: str, direction: Direction, n: int) -> str:

@@ -58,6 +58,7 @@ def wording_of(
 
     Raises:
         InvalidInput: a number out of its range, or a file, server or encoder that cannot be used.
+        LLMError: the language model was to be asked and gives no answer.
     """
     own = load_choices(choices) if choices else Choices()
     words = Wording(task.prompt, task.negative_prompt)
@@ -106,12 +107,32 @@ def _is_clip(source: str) -> bool:
         return False  # `sentence_encoder` says what is wrong
 
 
+def answered(prompt: str, parts: str, n: int) -> bool:
+    """Whether the language model has words for a prompt; they are kept where replies are cached.
+
+    Args:
+        parts: for which words: positive, negative or both.
+        n: substitutes a word, at most.
+
+    Raises:
+        InvalidInput: no server is configured, or it refuses the key or the model.
+    """
+    from tiller.llm import optional_suggestions
+
+    directions: dict[str, tuple[Direction, ...]] = {
+        "positive": ("synonyms",),
+        "negative": ("antonyms",),
+        "both": ("synonyms", "antonyms"),
+    }
+    return all(optional_suggestions(prompt, one, n) is not None for one in directions[parts])
+
+
 def _suggested(prompt: str, direction: Direction, n: int, wanted: bool) -> Suggestions | None:
     if not wanted:
         return None
-    from tiller.llm import optional_suggestions
+    from tiller.llm import suggestions
 
-    return optional_suggestions(prompt, direction, n)
+    return suggestions(prompt, direction, n)
 
 
 def _read(space: Substitutions, model: FrozenModel) -> Substitutions:

@@ -10,7 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from tiller.core.solver import Solver
 from tiller.core.space import Space, starting_at
 from tiller.methods._pictures import Pictures
 from tiller.methods._soft_pictures import Shortcuts, SoftPictures
-from tiller.methods._wording import wording_of
+from tiller.methods._wording import answered, wording_of
 from tiller.methods.base import Method, Task
 from tiller.rewards._tower import EMOJI
 from tiller.rewards.base import Reward
@@ -86,7 +86,7 @@ class WordSearch(Method):
         mutation_rate: a word's probability to change in a mutant.
         gradient_share: the part of the budget at whose use the gradient ascent ends; its estimates
             count as images.
-        leave_one_out: the part of the budget that is kept for putting words back; 0 for not.
+        leave_one_out: the most that is kept of the budget for putting words back; 0 for not.
         unseen: noises that the search did not see, from which the best and the user's own words
             are drawn at the end, outside the budget; 0 for none.
         batch: pictures drawn at once; the result does not depend on it.
@@ -191,8 +191,14 @@ class WordSearch(Method):
             phases.append(_put_back_phase(words, pictures))
         return phases
 
-    def words_of(self, task: Task) -> Words:
-        """The space of words for a prompt, with the noises that all candidates share."""
+    def begun(self, task: Task) -> Self:
+        """Without the language model where it does not answer: a run keeps its words."""
+        parts = self._parts(task)
+        if self.llm and not answered(task.prompt, parts, self.n):
+            return replace(self, llm=False)
+        return self
+
+    def _parts(self, task: Task) -> str:
         guided = self.sampler(task.model).guided
         parts = self.parts(guided) if self.space == "auto" else self.space
         if parts != "positive" and not guided:
@@ -200,6 +206,11 @@ class WordSearch(Method):
                 f"a negative prompt acts through guidance, and this sampler has none; got "
                 f"space={self.space!r}: set space=positive, or a guidance_scale above 1"
             )
+        return parts
+
+    def words_of(self, task: Task) -> Words:
+        """The space of words for a prompt, with the noises that all candidates share."""
+        parts = self._parts(task)
         wording = wording_of(
             task,
             positive=parts != "negative",
@@ -269,11 +280,11 @@ def _put_back_phase(words: Words, pictures: Pictures) -> Phase:
         n = len(space.start)
         return Problem(space, pictures, BestOfN(batch=n, n=n))
 
-    def wanted(before: Handover) -> bool:
-        return bool(put_back(words, before.best.z)[0])
+    def asks(before: Handover) -> int:
+        return len(put_back(words, before.best.z)[0])
 
     done = "the words of the best were put back"
-    return Phase("words put back", build, wanted=wanted, done=done)
+    return Phase("words put back", build, asks=asks, done=done)
 
 
 def _say_nothing_to_choose(words: Words) -> None:

@@ -118,6 +118,14 @@ class Method(ABC):
         """These settings with what the model declares in place of None, for a run's record."""
         return self
 
+    def begun(self, task: Task) -> Self:
+        """These settings as a run of the task begins with them, for its record.
+
+        What depends on more than the arguments (a server's being there) is settled here once, so
+        that a resumed run is the same run.
+        """
+        return self
+
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """The model's own sampling with this method's overrides."""
         own = model.defaults
