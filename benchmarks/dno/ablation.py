@@ -1,12 +1,11 @@
 """k, b and gamma of the probability regulariser (figure 16).
 
-    python benchmarks/dno/ablation.py [--prompts 8] [--seeds 4] [--steps 50] [--rows k=1 ...]
-        [--json]
+    python benchmarks/dno/ablation.py [--prompts 8] [--seeds 4] [--steps 20] [--lr 0.05]
+        [--rows k=1 ...] [--json]
 
 One of the three is changed at a time from k = 2, b = 100, gamma = 1, on "a black <animal>" with the
-reward brightness. With the defaults, gamma = 0 and gamma = 1 are runs of `ood.py`, and are taken
-from the same `--out`. k = 100 costs the most: `--rows` lets a process of its own have it, and one
-more process prints the whole table.
+reward brightness, at the rate where `ood.py` finds that the regulariser matters. k = 100 costs the
+most: `--rows` lets a process of its own have it, and one more process prints the whole table.
 """
 
 from __future__ import annotations
@@ -18,43 +17,70 @@ from typing import Any
 import tiller
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from grid import arguments, grid, report, summary
+from grid import arguments, course, grid, mean, report, save, summary
+from ode_sde import gained
 from ood import ANIMALS, HELD_OUT
 
+PAPER = "k=2, b=100, gamma=1"
 CHANGES: dict[str, dict[str, Any]] = {
-    "k=2, b=100, gamma=1": {},
+    PAPER: {},
     **{f"k={k}": {"k": k} for k in (1, 4, 100)},
     **{f"b={b}": {"b": b} for b in (1, 10)},
     **{f"gamma={gamma:g}": {"gamma": gamma} for gamma in (0.0, 0.1, 10.0)},
 }
 
+PANELS: dict[str, Any] = {
+    "reward": lambda line: line["best_reward"],
+    "CLIP (held out)": lambda line: line["scores"]["clip"],
+    "P(z)": lambda line: line["probability"],
+}
+
 
 def main() -> None:
     parser = arguments(__doc__, __file__, prompts=8, seeds=4)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--rows", nargs="+", choices=CHANGES, help="only these", metavar="ROW")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     prompts = [f"a black {animal}" for animal in ANIMALS[: options.prompts]]
-    table = {
-        name: summary(
-            grid(
-                model,
-                prompts,
-                options.seeds,
-                options.out,
-                method="dno",
-                reward="brightness",
-                at_once=options.at_once,
-                held_out=HELD_OUT,
-                budget=f"steps={options.steps}",
-                **{"lr": 0.01, "gamma": 1.0, **change},
-            ),
-            ["brightness", *HELD_OUT],
+    rows = {
+        name: grid(
+            model,
+            prompts,
+            options.seeds,
+            options.out,
+            at_once=options.at_once,
+            method="dno",
+            reward="brightness",
+            held_out=HELD_OUT,
+            budget=f"steps={options.steps}",
+            **{"lr": options.lr, "gamma": 1.0, **CHANGES[name]},
         )
-        for name, change in CHANGES.items()
-        if not options.rows or name in options.rows
+        for name in options.rows or CHANGES
     }
+    table: dict[str, Any] = {}
+    for name, found in rows.items():
+        table[name] = {"gain": mean(found, gained), **summary(found, ["brightness", *HELD_OUT])}
+        del table[name]["seconds"]  # shared with the runs beside it
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(3, 3, sharex=True)
+        for line, letter in zip(axes, ("k", "b", "gamma"), strict=True):
+            for name, found in rows.items():
+                if not (name == PAPER or name.startswith(f"{letter}=")):
+                    continue
+                own = PAPER.split(", ")[("k", "b", "gamma").index(letter)]
+                for axis, value in zip(line, PANELS.values(), strict=True):
+                    axis.plot(course(found, value), label=own if name == PAPER else name)
+            if line[0].lines:  # --rows may leave a letter out
+                line[0].legend(fontsize=7)
+        for axis, title in zip(axes[0], PANELS, strict=True):
+            axis.set_title(title)
+        for axis in axes[-1]:
+            axis.set_xlabel("gradient steps")
+
+    save(options, "ablation", draw, figsize=(9, 7))
     safest = max(table, key=lambda name: table[name]["P(z)"].value)
     report(options, table, f"P(z) stays highest with {safest}.")
 

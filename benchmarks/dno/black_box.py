@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="seconds after which a course is left as it is")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--sampling-steps", type=int, help="[the model's own]")
-    parser.add_argument("--most", type=int, default=128, help="pictures drawn at once")
+    parser.add_argument("--most", type=int, default=64, help="pictures drawn at once")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
     parser.add_argument("--rewards", nargs="+", default=list(REWARDS), choices=REWARDS)
     parser.add_argument("--time", action="store_true", help="measure the seconds of a step, alone")

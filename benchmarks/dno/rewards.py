@@ -19,7 +19,7 @@ import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from grid import Row, against, arguments, grid, mean, report, summary
+from grid import Row, against, arguments, grid, mean, report, save, summary
 
 PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
 
@@ -98,6 +98,23 @@ def main() -> None:
         )
         for reward in options.rewards
     }
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(options.rewards), squeeze=False)
+        for axis, reward in zip(axes[0], options.rewards, strict=True):
+            other = PAIRS[reward][-1]
+            for name, row in table.items():
+                if name.startswith(f"{reward}:"):
+                    x, y = row[reward], row[other]
+                    across = [[x.value - x.low], [x.high - x.value]]
+                    along = [[y.value - y.low], [y.high - y.value]]
+                    label = name.removeprefix(f"{reward}: ")
+                    axis.errorbar([x.value], [y.value], along, across, fmt="o", label=label)
+            axis.set_xlabel(f"{reward} (optimized)")
+            axis.set_ylabel(f"{other} (held out)")
+        axes[0][-1].legend(fontsize=7)
+
+    save(options, "rewards", draw, figsize=(4.2 * len(options.rewards), 3.2))
     report(options, table, f"Highest mean reward: {', '.join(leads.values())}.")
 
 

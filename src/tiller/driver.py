@@ -19,7 +19,7 @@ from tiller.core.errors import RunError, TillerError, TillerNotice
 from tiller.core.rng import Draw
 from tiller.core.search import Phase, Search, Step, search_together
 from tiller.core.state import Packed, pack
-from tiller.guard import Guard
+from tiller.guard import Guard, weigh
 from tiller.learning import interruptible, now
 from tiller.methods._pictures import Pictures
 from tiller.methods.base import Method, Task
@@ -98,15 +98,42 @@ class Run:
 
     def scores(self, pictures: Tensor) -> dict[str, float]:
         """What every reward of the run says of a candidate's pictures [S, 3, H, W], on average."""
-        return {name: float(scores.mean()) for name, scores in self.each_score(pictures).items()}
+        (found,) = mean_scores([self], [pictures])
+        return found
 
-    @torch.no_grad()
     def each_score(self, pictures: Tensor) -> dict[str, Tensor]:
         """What every reward of the run says of each of pictures [n, 3, H, W], [n]."""
-        found = {}
-        for rewards in filter(None, (self.held_out, self.reward)):
-            found.update(rewards.parts_scores(pictures, [self.task.prompt] * len(pictures)))
+        (found,) = each_score([self], [pictures])
         return found
+
+
+@torch.no_grad()
+def each_score(runs: Sequence[Run], pictures: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """What every reward of each run says of each of its pictures [n, 3, H, W], [n] on the CPU.
+
+    From one call of each reward for all runs that have it.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, (run, y) in enumerate(zip(runs, pictures, strict=True)):
+        groups.setdefault((id(run.held_out), id(run.reward), y.shape[1:]), []).append(i)
+    found: list[dict[str, Tensor]] = [{} for _ in runs]
+    for members in groups.values():
+        first, counts = runs[members[0]], [len(pictures[i]) for i in members]
+        together = torch.cat([pictures[i] for i in members]).to(first.task.model.device)
+        prompts = [runs[i].task.prompt for i in members for _ in pictures[i]]
+        for rewards in filter(None, (first.held_out, first.reward)):
+            for name, scores in rewards.parts_scores(together, prompts).items():
+                for i, own in zip(members, torch.split(scores.cpu(), counts), strict=True):
+                    found[i][name] = own
+    return found
+
+
+def mean_scores(runs: Sequence[Run], pictures: Sequence[Tensor]) -> list[dict[str, float]]:
+    """The same on average over each candidate's pictures [S, 3, H, W]."""
+    return [
+        {name: float(scores.mean()) for name, scores in one.items()}
+        for one in each_score(runs, pictures)
+    ]
 
 
 def drive(
@@ -126,12 +153,17 @@ def drive(
         try:
             states = [store.load_state() for _, store in runs]
             fresh = [run for (run, _), state in zip(runs, states, strict=True) if state is None]
-            unsteered = iter(draw_baselines(fresh))
+            drawn = draw_baselines(fresh)
+            unsteered = zip(drawn, mean_scores(fresh, drawn), strict=True)
             searches = [
-                driver.begin(next(unsteered)) if state is None else driver.go_on(state)
+                driver.begin(*next(unsteered)) if state is None else driver.go_on(state)
                 for driver, state in zip(drivers, states, strict=True)
             ]
-            for i, step in search_together(searches):
+
+            def look(steps: Sequence[tuple[int, Step]]) -> list[str | None]:
+                return _look([drivers[i] for i, _ in steps], [step for _, step in steps])
+
+            for i, step in search_together(searches, look):
                 progress = drivers[i].keep(step)
                 if on_step is not None:
                     on_step(progress)
@@ -151,16 +183,15 @@ class _Driver:
 
     def __init__(self, run: Run, store: RunStore, interrupted: Callable[[], bool]) -> None:
         self.run, self.store, self.interrupted = run, store, interrupted
-        method, device = run.method, run.task.model.device
-        self.guard = Guard(method.stop_below, method.patience, method.lowers, device=device)
+        method = run.method
+        self.guard = Guard(method.stop_below, method.patience, method.lowers)
         self.watched = run.watched[0] if run.watched else None
         self.before: dict[str, float] = {}
         self.scores: dict[str, float] = {}
         self.best: dict[str, float] = {}  # the kept best's score and reward
         self.fresh = self.planned = False
-        self.probability = 1.0
 
-    def begin(self, unsteered: Tensor) -> Search:
+    def begin(self, unsteered: Tensor, scores: dict[str, float]) -> Search:
         """What to search from the start, with the pictures of `draw_baselines`."""
         space = self._space()
         self.store.journal.clear()
@@ -168,7 +199,8 @@ class _Driver:
         for text in self.run.method.notes():
             warnings.warn(text, TillerNotice, stacklevel=4)
             self.store.append({"kind": "notice", "text": text})
-        self.before = self.scores = _keep_baseline(self.run, self.store, unsteered)
+        self.before = self.scores = scores
+        _keep_baseline(self.run, self.store, unsteered, scores)
         return self._search(None)
 
     def go_on(self, saved: Packed) -> Search:
@@ -189,24 +221,21 @@ class _Driver:
         if steps:
             self.best = {name: steps[-1][name] for name in ("best_score", "best_reward")}
         run = self.run
-        return Search(run.phases, run.budget, run.spec["seed"], saved, self._until)
+        return Search(run.phases, run.budget, run.spec["seed"], saved)
 
-    def _until(self, step: Step) -> str | None:
-        """Score and keep the round's picture if it is the best; why the run ends, if it does."""
-        self.probability = self.guard.probability(step)
-        self.fresh = False
-        if step.relaxed:
-            pressed = self.interrupted() and step.stopped is None
-            return "interrupted" if pressed else None
-        if step.best.round == step.index:
-            scores = self.run.scores(step.best.y)
-            held_out = self._held_out(scores, step)
-            if not self.best or self.guard.keeps(self.probability, held_out):
+    def judge(self, step: Step, scores: dict[str, float] | None) -> str | None:
+        """Whether the round's picture is kept, by its scores if it is the best; why the run ends.
+
+        The guard has been told P(z) of the round.
+        """
+        self.fresh, ended = False, None
+        if not step.relaxed:
+            if scores is not None and (
+                not self.best or self.guard.keeps(self._held_out(scores, step))
+            ):
                 self.fresh, self.scores = True, scores
                 self.best = {"best_score": step.best.score, "best_reward": step.best.reward}
-                _save_best(self.store, self.run, step, scores)
-        kept = self._held_out(self.scores, step) if self.fresh else None
-        ended = self.guard.after(self.probability, kept)
+            ended = self.guard.after(self._held_out(self.scores, step) if self.fresh else None)
         return ended or ("interrupted" if self.interrupted() and step.stopped is None else None)
 
     def _held_out(self, scores: Mapping[str, float], step: Step) -> float:
@@ -214,7 +243,9 @@ class _Driver:
         return self.guard.worth(scores[self.watched]) if self.watched else step.best.reward
 
     def keep(self, step: Step) -> Progress:
-        """Keep the round: its journal line, then its state."""
+        """Keep the round: its picture if it is the best, its journal line, then its state."""
+        if self.fresh:
+            _save_best(self.store, self.run, step, self.scores)
         if step.evaluation.grad is not None and not self.planned:
             self.planned = _say_plan(self.store, step)
         entry = {
@@ -225,7 +256,7 @@ class _Driver:
             "reward": float(step.evaluation.reward[step.evaluation.best]),
             "penalty": float(step.evaluation.penalty[step.evaluation.best]),
             **self.best,
-            "probability": self.probability,
+            "probability": self.guard.probability,
             "scores": self.scores,
             "cost": dataclasses.asdict(step.cost),
             "image": f"images/best-{step.index:04d}.png" if self.fresh else None,
@@ -242,8 +273,20 @@ class _Driver:
             self.run.watched,
             self.run.budget,
             self.store.path,
-            self.probability,
+            self.guard.probability,
         )
+
+
+def _look(drivers: Sequence[_Driver], steps: Sequence[Step]) -> list[str | None]:
+    """Look at a round of several runs, with one call for all where it can be; why each ends."""
+    weigh([driver.guard for driver in drivers], steps, drivers[0].run.task.model.device)
+    new = [k for k, s in enumerate(steps) if not s.relaxed and s.best.round == s.index]
+    runs = [drivers[k].run for k in new]
+    scores = dict(zip(new, mean_scores(runs, [steps[k].best.y for k in new]), strict=True))
+    return [
+        driver.judge(step, scores.get(k))
+        for k, (driver, step) in enumerate(zip(drivers, steps, strict=True))
+    ]
 
 
 def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -256,7 +299,12 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
     entries = store.entries()
     store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": now()})
     drawn = [entry for entry in entries if entry["kind"] == "baseline"]
-    before = drawn[0]["scores"] if drawn else _keep_baseline(run, store, draw_baselines([run])[0])
+    if drawn:
+        before = drawn[0]["scores"]
+    else:
+        (unsteered,) = draw_baselines([run])
+        before = run.scores(unsteered)
+        _keep_baseline(run, store, unsteered, before)
     steps = [entry for entry in entries if entry["kind"] == "step"]
     return before, steps[-1]["scores"] if steps else before
 
@@ -302,13 +350,11 @@ def draw_baselines(runs: Sequence[Run]) -> list[Tensor]:
     return [found[i] for i in range(len(runs))]
 
 
-def _keep_baseline(run: Run, store: RunStore, pictures: Tensor) -> dict[str, float]:
-    """Keep the unsteered pictures; their scores."""
-    scores = run.scores(pictures)
+def _keep_baseline(run: Run, store: RunStore, pictures: Tensor, scores: dict[str, float]) -> None:
+    """Keep the unsteered pictures with their scores."""
     _save_pictures(store, "baseline", pictures, _about(run, 0, scores))
     image = "images/baseline.png"
     store.append({"kind": "baseline", "scores": scores, "held_out": run.watched, "image": image})
-    return scores
 
 
 def _save_pictures(store: RunStore, name: str, pictures: Tensor, about: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Guard:
         lowers: the run seeks low scores, so that the held-out reward should fall as well.
         peak: the highest held-out worth so far; the unsteered picture's at the start.
         since: rounds since then.
-        device: where P(z) is computed.
+        probability: P(z) of the latest round's best candidate, as `weigh` left it.
     """
 
     stop_below: float = 0.0
@@ -38,40 +38,28 @@ class Guard:
     lowers: bool = False
     peak: float = float("-inf")
     since: int = 0
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
     def __post_init__(self) -> None:
-        self._noise: torch.Tensor | None = None
-        self._probability = 1.0
-
-    def probability(self, step: Step) -> float:
-        """P(z) of this round's best candidate; see `tiller.spaces.probability`."""
-        k = step.evaluation.best
-        with torch.no_grad():
-            x: Inputs = step.problem.space.decode(step.z[k : k + 1])
-        noise = x.noise[:1].detach().cpu()
-        if self._noise is None or not torch.equal(noise, self._noise):
-            found = float(probability(noise.to(self.device)))
-            self._noise, self._probability = noise, found
-        return self._probability
+        self.noise: torch.Tensor | None = None  # of the latest round's best candidate
+        self.probability = 1.0
 
     def worth(self, held_out: float) -> float:
         """What a held-out score is worth to the run; higher is better."""
         return -held_out if self.lowers else held_out
 
-    def keeps(self, probability: float, held_out: float) -> bool:
-        """Whether a better picture with these values takes the place of the best so far."""
-        return probability >= self.stop_below and (not self.patience or held_out > self.peak)
+    def keeps(self, held_out: float) -> bool:
+        """Whether a better picture of this worth takes the place of the best so far."""
+        return self.probability >= self.stop_below and (not self.patience or held_out > self.peak)
 
-    def after(self, probability: float, kept: float | None) -> str | None:
+    def after(self, kept: float | None) -> str | None:
         """Why the run ends with this round, or None; `kept` is what was kept in it, if any."""
         self.peak, self.since = (
             (self.peak, self.since + 1) if kept is None else (max(self.peak, kept), 0)
         )
-        if probability < self.stop_below:
+        if self.probability < self.stop_below:
             return (
-                f"P(z)={probability:.2g} is below stop_below={self.stop_below:g}: the noise has "
-                "left what the model was trained on; the best from before is kept"
+                f"P(z)={self.probability:.2g} is below stop_below={self.stop_below:g}: the noise "
+                "has left what the model was trained on; the best from before is kept"
             )
         if self.patience and self.since >= self.patience:
             return f"the held-out reward has not risen for {self.since} rounds (patience)"
@@ -91,3 +79,20 @@ class Guard:
         """The worth of what a line says of the held-out reward; the peak where it says nothing."""
         score = entry["scores"].get(held_out)
         return self.peak if score is None else self.worth(score)
+
+
+@torch.no_grad()
+def weigh(guards: Sequence[Guard], steps: Sequence[Step], device: torch.device) -> None:
+    """Tell each guard P(z) of its round's best candidate, from one call for all that are new."""
+    new: dict[torch.Size, list[Guard]] = {}
+    for guard, step in zip(guards, steps, strict=True):
+        k = step.evaluation.best
+        x: Inputs = step.problem.space.decode(step.z[k : k + 1])
+        noise = x.noise[:1].detach().cpu()
+        if guard.noise is None or not torch.equal(noise, guard.noise):
+            guard.noise = noise
+            new.setdefault(noise.shape, []).append(guard)
+    for some in new.values():
+        noises = torch.cat([guard.noise for guard in some if guard.noise is not None])
+        for guard, found in zip(some, probability(noises.to(device)).tolist(), strict=True):
+            guard.probability = found

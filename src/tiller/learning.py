@@ -110,14 +110,15 @@ def learn(
             if saved is not None and ended is not None:
                 return _learned(*standing(phases, saved), ended)
 
-            def watched(step: Step) -> str | None:
+            def watched(steps: Sequence[tuple[int, Step]]) -> list[str | None]:
+                ((_, step),) = steps
                 reason = until(step) if until is not None else None
                 pressed = interrupted() and step.stopped is None
-                return reason or (INTERRUPTED if pressed else None)
+                return [reason or (INTERRUPTED if pressed else None)]
 
             last: Step | None = None
-            search = Search(phases, budget, seed, saved, watched)
-            for _, last in search_together([search]):
+            search = Search(phases, budget, seed, saved)
+            for _, last in search_together([search], watched):
                 store.checkpoint(pack(last.state), _line(last) | dict(entry(last)))
                 if on_step is not None:
                     on_step(last)

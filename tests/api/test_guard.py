@@ -90,7 +90,7 @@ def test_recalls_where_a_journal_leaves_it() -> None:
     guard = Guard(patience=3)
     guard.recall(lines, "clip")
     assert (guard.peak, guard.since) == (0.5, 2)
-    assert guard.after(1.0, None) == "the held-out reward has not risen for 3 rounds (patience)"
+    assert guard.after(None) == "the held-out reward has not risen for 3 rounds (patience)"
 
 
 @pytest.mark.parametrize("settings", [{"stop_below": 1.5}, {"stop_below": -1.0}, {"patience": -1}])
@@ -105,7 +105,7 @@ def test_refuses_what_cannot_be(
 def test_where_low_scores_are_sought_a_fall_of_the_held_out_reward_is_welcome() -> None:
     guard = Guard(patience=2, lowers=True)
     guard.recall([{"kind": "baseline", "scores": {"clip": 0.8}}], "clip")
-    assert guard.keeps(1.0, guard.worth(0.7))
-    assert not guard.keeps(1.0, guard.worth(0.9))
-    assert guard.after(1.0, guard.worth(0.7)) is None
-    assert not guard.keeps(1.0, guard.worth(0.75))
+    assert guard.keeps(guard.worth(0.7))
+    assert not guard.keeps(guard.worth(0.9))
+    assert guard.after(guard.worth(0.7)) is None
+    assert not guard.keeps(guard.worth(0.75))

@@ -18,7 +18,7 @@ SMALL = {
     "rewards": ["--prompts", "1", "--steps", "6", "--rewards", "preference"],
     "rates": ["--prompts", "2", "--steps", "3", "--at", "1", "3", "--rewards", "clip"],
     "black_box": ["--prompts", "2", "--calls", "100"],
-    "ablation": ["--prompts", "1", "--steps", "1", "--rows", "gamma=0", "k=1"],
+    "ablation": ["--prompts", "1", "--steps", "1", "--rows", "gamma=0", "k=1", "b=1"],
 }
 
 BEFORE = {"black_box": [["--time", "--repeat", "1"]]}

@@ -96,7 +96,7 @@ def gradients(rewards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tenso
     """
     found: Sequence[Tensor | None] = [None]
     if all(reward.requires_grad for reward in rewards):
-        whole = torch.stack([reward.sum() for reward in rewards]).sum()
+        whole = torch.cat(list(rewards)).sum()
         found = torch.autograd.grad(whole, list(leaves), allow_unused=True)
     held = [grad for grad in found if grad is not None]
     if len(held) != len(leaves):
@@ -201,14 +201,23 @@ def check_scores(score: Tensor, n: int) -> None:
     Raises:
         RewardError: `score` has another shape than [n], or holds NaN or infinities.
     """
-    if not isinstance(score, Tensor) or score.shape != (n,):
-        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise RewardError(f"a reward must return one score a candidate, shape [{n}]; got {got}")
+    check_shape(score, n)
     if not bool(torch.isfinite(score).all()):
         raise RewardError(
             f"a reward must return finite scores, got {score.detach().tolist()}; "
             "check the reward for division by zero, log of zero and overflow in half precision"
         )
+
+
+def check_shape(score: Tensor, n: int) -> None:
+    """The part of `check_scores` that does not wait for the accelerator.
+
+    Raises:
+        RewardError: `score` has another shape than [n].
+    """
+    if not isinstance(score, Tensor) or score.shape != (n,):
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise RewardError(f"a reward must return one score a candidate, shape [{n}]; got {got}")
 
 
 def detached(y: Any) -> Any:

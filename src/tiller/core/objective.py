@@ -96,6 +96,18 @@ class Objective(ABC, Generic[X_contra, Y]):
         """
         raise NotImplementedError("an objective with a joint_key renders jointly")
 
+    def score_key(self) -> Hashable | None:
+        """Of those, objectives with equal keys score in one call too; None: each by itself."""
+        return None
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[Any], ys: Sequence[Y], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        """`score` of what several objectives with one `score_key` rendered, in order."""
+        several = zip(objectives, ys, draws, strict=True)
+        return [objective.score(y, draw) for objective, y, draw in several]
+
     def room(self, x: X_contra, gradient: bool) -> int | None:
         """How many candidates like x (a batch of one) fit in one call; None for any number."""
         return self.batch_size

@@ -127,17 +127,12 @@ def search_phases(
 
 @dataclass(frozen=True)
 class Search:
-    """One of the searches that run side by side; the arguments of `search_phases`, and one more.
-
-    Attributes:
-        until: looks at each step before it is yielded; a text ends the search, and says why.
-    """
+    """One of the searches that run side by side: the arguments of `search_phases`."""
 
     phases: Sequence[Phase]
     budget: Budget
     seed: int = 0
     resume: Step | SearchState | Packed | None = None
-    until: Callable[[Step], str | None] | None = None
 
     @property
     def course(self) -> Course:
@@ -145,16 +140,26 @@ class Search:
         return Course(self.phases, self.budget)
 
 
-def search_together(searches: Sequence[Search]) -> Iterator[tuple[int, Step]]:
+Until = Callable[[Sequence[tuple[int, Step]]], Sequence[str | None]]
+"""A round's steps, each with which search it is of -> why each search ends, or None."""
+
+
+def search_together(
+    searches: Sequence[Search], until: Until | None = None
+) -> Iterator[tuple[int, Step]]:
     """Run searches side by side, a round of each in turn; yields (which one, its step).
 
     What they render is rendered together where it can be (`core.together`), so a search finds what
     it finds alone, up to rounding. Each ends by its own budget.
 
+    Args:
+        searches: what is run.
+        until: looks at each round before its first step is yielded, and may end searches.
+
     Raises:
         Incompatible, RunError: as `search_phases`.
     """
-    return _rounds(searches, [_start(search) for search in searches])
+    return _rounds(searches, [_start(search) for search in searches], until)
 
 
 def _start(search: Search) -> tuple[SearchState, Problem]:
@@ -172,7 +177,7 @@ def _start(search: Search) -> tuple[SearchState, Problem]:
 
 
 def _rounds(
-    searches: Sequence[Search], stands: list[tuple[SearchState, Problem]]
+    searches: Sequence[Search], stands: list[tuple[SearchState, Problem]], until: Until | None
 ) -> Iterator[tuple[int, Step]]:
     """The only loop."""
     running = [
@@ -183,7 +188,7 @@ def _rounds(
             stands[i] = in_phase(searches[i].course, *stands[i])
         asked = [_ask(searches[i], *stands[i]) for i in running]
         evaluations = evaluate_together([one.request for one in asked])
-        going = []
+        steps = []
         for i, one, evaluation in zip(running, asked, evaluations, strict=True):
             (state, problem), phases = stands[i], searches[i].phases
             relaxed = phases[state.phase].relaxed
@@ -202,12 +207,14 @@ def _rounds(
                 problem=problem,
                 relaxed=relaxed,
             )
-            if (until := searches[i].until) is not None:
-                step = replace(step, stopped=until(step) or step.stopped)
-            if step.stopped is None:
-                going.append(i)
-            yield i, step
-        running = going
+            steps.append((i, step))
+        if until is not None:
+            steps = [
+                (i, replace(step, stopped=reason or step.stopped))
+                for (i, step), reason in zip(steps, until(steps), strict=True)
+            ]
+        yield from steps
+        running = [i for i, step in steps if step.stopped is None]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.core.budget import Cost, Meter, metered
+from tiller.core.budget import Cost, metered
 from tiller.core.evaluation import (
     Autograd,
     Estimator,
     Evaluation,
     assembled,
     check_scores,
+    check_shape,
     detached,
     evaluate,
     gradients,
@@ -83,34 +84,85 @@ def _parts(requests: Sequence[Request], members: list[int]) -> Iterable[list[int
 
 
 def _jointly(requests: list[Request]) -> list[Evaluation]:
-    """One render for all, then each one's own scores; one backward for all."""
+    """One render for all, one score for all that share their reward; one backward for all."""
     if len(requests) == 1:
         r = requests[0]
         return [evaluate(r.space, r.objective, r.z, r.draw, r.estimator)]
     wanted = requests[0].estimator is not None
-    own = [Meter() for _ in requests]
-    fixed = [penalties(r.objective, r.z, r.draw, wanted=wanted) for r in requests]
+    counts = [len(r.z) for r in requests]
     with metered() as shared, torch.set_grad_enabled(wanted):
+        fixed = _penalised(requests, wanted=wanted)
         leaves = [r.z.detach().requires_grad_(wanted) for r in requests]
         xs = [r.space.decode(leaf) for r, leaf in zip(requests, leaves, strict=True)]
-        first = requests[0].objective
-        ys = first.render_jointly(xs, [r.draw for r in requests])
-        rewards = []
-        for k, (request, y) in enumerate(zip(requests, ys, strict=True)):
-            with metered() as meter:
-                rewards.append(request.objective.score(y, request.draw))
-            check_scores(rewards[-1], len(request.z))
-            own[k] = meter
+        ys = requests[0].objective.render_jointly(xs, [r.draw for r in requests])
+        rewards, costs = _scored(requests, ys)
+        values = torch.cat([reward.detach() for reward in rewards]).cpu()  # waited for once
+        check_scores(values, sum(counts))
         slopes = gradients(rewards, leaves) if wanted else [None] * len(requests)
-    total = sum(len(r.z) for r in requests)
-    scoring = sum((meter.cost for meter in own), Cost())
-    evaluations = []
-    for k, request in enumerate(requests):
-        cost = _share(shared.cost - scoring, len(request.z), total) + own[k].cost
-        evaluation = assembled(rewards[k].detach(), slopes[k], *fixed[k], cost=cost)
-        y = request.objective.pick(detached(ys[k]), evaluation.best)
-        evaluations.append(replace(evaluation, best_y=y))
-    return evaluations
+    drawing = shared.cost - sum(costs, Cost())
+    evaluations = [
+        assembled(reward, slope, *penalty, cost=_share(drawing, n, sum(counts)) + cost)
+        for reward, slope, penalty, n, cost in zip(
+            torch.split(values, counts), slopes, fixed, counts, costs, strict=True
+        )
+    ]
+    best = [
+        r.objective.pick(detached(y), evaluation.best)
+        for r, y, evaluation in zip(requests, ys, evaluations, strict=True)
+    ]
+    return [replace(e, best_y=y) for e, y in zip(evaluations, _kept(best), strict=True)]
+
+
+def _penalised(requests: list[Request], *, wanted: bool) -> list[tuple[Tensor, Tensor | None]]:
+    """Each one's `penalties`, from one call for all with equal regularisers and randomness."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, request in enumerate(requests):
+        own = request.objective.regularisers
+        alike = own if all(isinstance(one, Hashable) for one in own) else i
+        key = alike, request.draw, request.z.shape[1:], request.z.dtype
+        groups.setdefault(key, []).append(i)
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for members in groups.values():
+        first, counts = requests[members[0]], [len(requests[i].z) for i in members]
+        z = torch.cat([requests[i].z for i in members])
+        total, slope = penalties(first.objective, z, first.draw, wanted=wanted)
+        slopes = [None] * len(members) if slope is None else torch.split(slope, counts)
+        found.update(
+            zip(members, zip(torch.split(total, counts), slopes, strict=True), strict=True)
+        )
+    return [found[i] for i in range(len(requests))]
+
+
+def _scored(requests: list[Request], ys: list[Any]) -> tuple[list[Tensor], list[Cost]]:
+    """Each one's rewards [n] and what they cost, from one call for all with one `score_key`."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, request in enumerate(requests):
+        key = request.objective.score_key()
+        groups.setdefault(i if key is None else (type(request.objective), key), []).append(i)
+    rewards: dict[int, Tensor] = {}
+    costs: dict[int, Cost] = {}
+    for members in groups.values():
+        objectives = [requests[i].objective for i in members]
+        draws = [requests[i].draw for i in members]
+        with metered() as meter:
+            found = type(objectives[0]).score_jointly(objectives, [ys[i] for i in members], draws)
+        total = sum(len(requests[i].z) for i in members)
+        for i, reward in zip(members, found, strict=True):
+            check_shape(reward, len(requests[i].z))
+            rewards[i], costs[i] = reward, _share(meter.cost, len(requests[i].z), total)
+    everyone = range(len(requests))
+    return [rewards[i] for i in everyone], [costs[i] for i in everyone]
+
+
+def _kept(best: list[Any]) -> list[Any]:
+    """What is kept of a round, copied to the CPU in one transfer where all are alike.
+
+    Copies, so that one candidate does not keep all that was rendered beside it.
+    """
+    if not all(isinstance(y, Tensor) for y in best) or len({(y.shape, y.dtype) for y in best}) > 1:
+        return best
+    whole = torch.stack(best).cpu()
+    return [y.clone() for y in whole]
 
 
 def _share(cost: Cost, part: int, total: int) -> Cost:

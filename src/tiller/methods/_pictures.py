@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from tiller.core.evaluation import check_shape
 from tiller.core.objective import Objective, Regulariser
 from tiller.core.rng import Draw
 from tiller.models.base import Conditioning
@@ -103,6 +104,19 @@ class Pictures(Objective[Inputs, Tensor]):
         rewards = self.reward(y, [self.prompt] * len(y))
         return rewards.view(-1, self.images_per_candidate).mean(dim=1)
 
+    def score_key(self) -> Hashable:
+        """Pictures that one reward judges, as many of each candidate."""
+        return id(self.reward), self.images_per_candidate
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[Pictures], ys: Sequence[Tensor], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        """The rewards of several runs' pictures, each for its own run's prompt."""
+        first = objectives[0]
+        rewards = judged(first.reward, ys, [one.prompt for one in objectives])
+        return [found.view(-1, first.images_per_candidate).mean(dim=1) for found in rewards]
+
     def pick(self, y: Tensor, index: int) -> Tensor:
         """A candidate's pictures [S, 3, H, W]."""
         first = index * self.images_per_candidate
@@ -111,6 +125,14 @@ class Pictures(Objective[Inputs, Tensor]):
     def nearest(self, y: Tensor) -> Tensor:
         """Perturbed pictures, cut to [0, 1]: what rewards are promised."""
         return y.clamp(0, 1)
+
+
+def judged(reward: Reward, ys: Sequence[Tensor], prompts: Sequence[str]) -> list[Tensor]:
+    """One reward's scores of each of ys, pictures [n, 3, H, W] of one prompt, from one call."""
+    told = [prompt for y, prompt in zip(ys, prompts, strict=True) for _ in y]
+    scores = reward(torch.cat(list(ys)), told)
+    check_shape(scores, len(told))
+    return list(torch.split(scores, [len(y) for y in ys]))
 
 
 def joined(xs: Sequence[Inputs]) -> Inputs:

@@ -141,6 +141,17 @@ class SoftPictures(Objective[SoftWords, Tensor]):
         """The reward [n] of the estimates."""
         return self.pictures.score(y, draw)
 
+    def score_key(self) -> Hashable:
+        """As pictures."""
+        return self.pictures.score_key()
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[SoftPictures], ys: Sequence[Tensor], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        """As pictures."""
+        return Pictures.score_jointly([one.pictures for one in objectives], ys, draws)
+
     def pick(self, y: Tensor, index: int) -> Tensor:
         """A candidate's estimates [S, 3, H, W]."""
         return self.pictures.pick(y, index)

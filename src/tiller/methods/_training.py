@@ -15,7 +15,7 @@ from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw, Stream, keyed_generator
 from tiller.core.search import Handover, Phase, Problem
-from tiller.methods._pictures import joined
+from tiller.methods._pictures import joined, judged
 from tiller.methods._weights import TARGETS, Adaptable, with_lora
 from tiller.methods.base import Method, Task
 from tiller.models.base import Conditioning, FrozenModel
@@ -152,6 +152,17 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
     def score(self, y: Tensor, draw: Draw) -> Tensor:
         """The reward [n] of the pictures."""
         return self.reward(y, [self.prompt] * len(y))
+
+    def score_key(self) -> Hashable:
+        """Pictures that one reward judges."""
+        return id(self.reward)
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[AdaptedPictures], ys: Sequence[Tensor], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        """The rewards of several runs' pictures, each for its own run's prompt."""
+        return judged(objectives[0].reward, ys, [one.prompt for one in objectives])
 
     def practice(self, x: Adapted, draw: Draw) -> Tensor:
         """Rewards [b] of the round's training pictures, drawn with the weights of x (one row).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar, Self, cast
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
@@ -113,6 +113,10 @@ class Method(ABC):
     def notes(self) -> tuple[str, ...]:
         """What to know of a run by this method: shown as it begins, and kept in its journal."""
         return ()
+
+    def at(self, model: FrozenModel) -> Self:
+        """These settings with what the model declares in place of None, for a run's record."""
+        return self
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """The model's own sampling with this method's overrides."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -44,7 +44,7 @@ class Dno(Method):
 
     Attributes:
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
-        lr: Adam's learning rate (DNO appendix: .01).
+        lr: Adam's learning rate; None for the model's own (DNO appendix: .01).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent; 0 starts at the run's own seed.
@@ -66,7 +66,7 @@ class Dno(Method):
     """
 
     eta: float = 1.0
-    lr: float = 0.01
+    lr: float | None = None
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     warm_start: int = 0
@@ -86,6 +86,10 @@ class Dno(Method):
     )
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
+    def at(self, model: FrozenModel) -> Self:
+        """With the model's rate, where none was given."""
+        return self if self.lr is not None else replace(self, lr=model.noise_lr)
+
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """DDIM with this method's eta; other schedulers have no noise of their own to search."""
         if self.scheduler not in (None, "ddim"):
@@ -101,7 +105,7 @@ class Dno(Method):
         objective = self.pictures(task, Gradient.full(), self._regularisers(task.model.device))
         solver = GradientSolver(
             rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
-            lr=self.lr,
+            lr=task.model.noise_lr if self.lr is None else self.lr,
             clip_norm=self.clip_norm,
             population=self.population,
             halve_every=self.halve_every,

@@ -180,6 +180,17 @@ class GuidedPictures(Objective[Inputs, Tensor]):
         """The reward [n] of the pictures."""
         return self.pictures.score(y, draw)
 
+    def score_key(self) -> Hashable:
+        """As pictures."""
+        return self.pictures.score_key()
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[GuidedPictures], ys: Sequence[Tensor], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        """As pictures."""
+        return Pictures.score_jointly([one.pictures for one in objectives], ys, draws)
+
     def nearest(self, y: Tensor) -> Tensor:
         """As for pictures without guidance."""
         return self.pictures.nearest(y)

@@ -75,9 +75,9 @@ class Recording:
             return
         self._wanted = wanted
         with torch.enable_grad():
+            eager = _seconds(self._pulled)  # before the recording, which holds as much memory
             self._pull, self._grads = recorder(self._pulled, pool)
-        eager, replayed = _seconds(self._pulled), _seconds(self._forward, self._pull)
-        self.faster = replayed <= eager
+        self.faster = _seconds(self._forward, self._pull) <= eager
 
     def _pulled(self) -> Sequence[Tensor]:
         leaves = [

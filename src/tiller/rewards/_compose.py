@@ -14,6 +14,8 @@ from tiller.core.budget import count
 from tiller.core.errors import InvalidInput, RewardError, TillerError
 from tiller.rewards.base import Reward
 
+AT_ONCE = 256  # pictures that a reward is given in one call, so that its memory is bounded
+
 
 @dataclass(frozen=True)
 class Part:
@@ -122,9 +124,14 @@ class RewardSum(Reward):
         _check_inputs(images, prompts)
         count(reward_calls=len(images))
         graph = self.differentiable and torch.is_grad_enabled()
+        found: dict[str, list[Tensor]] = {part.name: [] for part in self.parts}
         with torch.set_grad_enabled(graph):
-            pictures = images if graph else images.detach()
-            return {part.name: checked(part.reward, pictures, prompts) for part in self.parts}
+            for first in range(0, max(1, len(images)), AT_ONCE):
+                some = images[first : first + AT_ONCE]
+                pictures, told = some if graph else some.detach(), prompts[first : first + AT_ONCE]
+                for part in self.parts:
+                    found[part.name].append(checked(part.reward, pictures, told))
+        return {name: s[0] if len(s) == 1 else torch.cat(s) for name, s in found.items()}
 
 
 def checked(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -42,6 +42,7 @@ from tiller.core.shapes import Points
 LOG_2 = math.log(2)
 CHUNKS = 4096  # of z that are shuffled: many, and few enough to be copied piece by piece
 TOGETHER = 1 << 20  # numbers of several orders that are looked at together: 4 MB in float32
+TOGETHER_FAST = 1 << 24  # the same on an accelerator, which waits for its calls rather than memory
 
 
 def probability(
@@ -257,7 +258,8 @@ def _spectral(x: Tensor) -> tuple[Tensor, Tensor]:
         sign = torch.where(h >= 0, 1.0, -1.0).to(h)
         tilt = torch.stack([e, c, c, -e], dim=1) / d.clamp(min=torch.finfo(d.dtype).tiny)[:, None]
         return h.abs() + d, (sign[:, None, None] * identity + tilt.view(-1, 2, 2)) / 2
-    values, vectors = torch.linalg.eigh(off)
+    small = k <= 32  # what accelerators decompose side by side; larger ones one after another
+    values, vectors = (part.to(x) for part in torch.linalg.eigh(off if small else off.cpu()))
     at = values.abs().argmax(dim=1, keepdim=True)
     extreme = values.gather(1, at)
     v = vectors.gather(2, at[:, None, :].expand(-1, k, 1))  # [n, k, 1]
@@ -308,7 +310,8 @@ class _Orders:
 
     def pieces(self, n: int) -> Iterator[Tensor]:
         """The orders, as many at a time as `TOGETHER` allows for n candidates."""
-        size = max(1, TOGETHER // (n * len(self.places)))
+        allowed = TOGETHER if self.places.device.type == "cpu" else TOGETHER_FAST
+        size = max(1, allowed // (n * len(self.places)))
         return iter(torch.split(self.chunks, size) if len(self.chunks) else ())
 
 
