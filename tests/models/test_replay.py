@@ -139,7 +139,7 @@ def trained(model: FrozenModel, method: Draft | Ddpo) -> list[Tensor]:
         x: Any = problem.space.decode(leaf)
         if isinstance(objective, Denoisings):
             chains = objective.rollout(x, draw)
-            value = objective.log_prob(x, chains.states, chains.groups, 1)
+            value = objective.log_prob(x, chains.states, chains.group, 1)
         else:
             value = objective.render(x, draw).square()
         found += [value.detach(), *torch.autograd.grad(value.sum(), leaf)]
