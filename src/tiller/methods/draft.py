@@ -126,5 +126,5 @@ class Practice(Estimator):
                 leaf = row.detach().requires_grad_()
                 rewards = objective.practice(space.decode(leaf), draw)
                 check_scores(rewards, len(rewards))
-                slopes += gradients([rewards.mean(dim=0, keepdim=True)], [leaf])
+                slopes += gradients([rewards.mean()], [leaf])
         return Estimate(reward.detach(), torch.cat(slopes), detached(y))
