@@ -5,8 +5,9 @@
         [--methods raw best_of_n dno] [--json]
 
 preference and clip; every method gets the same number of denoiser forwards plus backwards: what dno
-uses in `--steps` gradient steps. Two processes may do one reward each, and a third prints the
-table: finished runs are found in `--out`.
+uses in `--steps` gradient steps. Runs go side by side and their seconds are shares of a common
+call: they compare methods within one process, and say nothing of a run alone. Two processes may do
+one reward each, and a third prints the table: finished runs are found in `--out`.
 """
 
 from __future__ import annotations

@@ -125,21 +125,12 @@ def _said(part: str, found: dict[str, list[Row]], reward: str) -> str:
 def _lengths(model: Any, options: Any, common: dict[str, Any], table: dict[str, Any]) -> str:
     """For each group of prompts, how often M = 2, 10 or 15 on both sides ends highest."""
     groups = grouped(max(1, options.prompts // 4))
+    every = [text for texts in groups.values() for text in texts]
+    where = (model, every, options.seeds, options.out)
+    rows_of = {m: grid(*where, **common, prefix=m, suffix=m, shrink=None) for m in (2, 10, 15)}
     shares: dict[str, dict[int, float]] = {}
     for group, texts in groups.items():
-        found = {
-            m: grid(
-                model,
-                texts,
-                options.seeds,
-                options.out,
-                **common,
-                prefix=m,
-                suffix=m,
-                shrink=None,
-            )
-            for m in (2, 10, 15)
-        }
+        found = {m: [row for row in rows if row.prompt in texts] for m, rows in rows_of.items()}
         best = [
             max(found, key=lambda m, k=k: found[m][k].scores[options.reward])
             for k in range(len(found[2]))

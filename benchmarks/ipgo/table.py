@@ -28,6 +28,7 @@ from grid import Row, against, arguments, grid, mean, report, summary
 from material import GROUPS, REWARDS, fields, grouped, sampling
 
 METHODS = ["raw", "ipgo", "draft", "ddpo", "dpo_diff", "best_of_n", "dno", "ipgo_dno"]
+SHOWN = ("gain", "raised", "clip_heldout", "faithful", "seconds")  # as soon as a method is done
 FULL = ("dno", "ipgo_dno")  # differentiated through every step
 
 
@@ -86,28 +87,35 @@ def main() -> None:
     few = [text for texts in groups.values() for text in texts[: -(-options.few // len(GROUPS))]]
     table: dict[str, Any] = {}
     by_group: dict[str, Any] = {}
+    each: dict[str, Any] = {}
     for reward in options.rewards:
         raised, watched = REWARDS[reward]
         shown = [name.partition(":")[0] for name in raised] + watched
-        found = {
-            m: steered(model, few if m in options.few_methods else prompts, m, options, reward)
-            for m in options.methods
-        }
-        for method, rows in found.items():
+        found: dict[str, list[Row]] = {}
+        for method in options.methods:
+            texts = few if method in options.few_methods else prompts
+            rows = found[method] = steered(model, texts, method, options, reward)
             row = summary(rows, shown)
             row["gain"] = mean(rows, lambda r, n=raised: reward_of(r, n) - before(r, n))
             row["raised"] = mean(rows, lambda r, n=raised: reward_of(r, n) > before(r, n) + 1e-4)
-            if "ipgo" in found and method != "ipgo":
-                same = {r.prompt for r in rows}
-                mine = [r for r in found["ipgo"] if r.prompt in same]
-                row["ipgo wins"] = against(mine, rows, lambda r, n=raised: reward_of(r, n))
             table[f"{reward}: {method}"] = row
+            seen = "; ".join(f"{name} {row[name]}" for name in SHOWN)
+            print(f"{reward}: {method}: {seen}", file=sys.stderr, flush=True)
+            each[f"{reward}: {method}"] = [
+                [r.prompt, r.seed, r.baseline, r.scores, r.faithful] for r in rows
+            ]
             by_group[f"{reward}: {method}"] = {
                 group: mean(some, lambda r, n=raised: reward_of(r, n))
                 for group, texts in groups.items()
                 if (some := [r for r in rows if r.prompt in texts])
             }
-    report(options, table, _claim(table), by_group=by_group)
+        for method, rows in found.items():
+            if "ipgo" in found and method != "ipgo":
+                same = {r.prompt for r in rows}
+                mine = [r for r in found["ipgo"] if r.prompt in same]
+                wins = against(mine, rows, lambda r, n=raised: reward_of(r, n))
+                table[f"{reward}: {method}"]["ipgo wins"] = wins
+    report(options, table, _claim(table), by_group=by_group, each=each)
 
 
 def _claim(table: dict[str, Any]) -> str:

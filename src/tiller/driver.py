@@ -120,7 +120,8 @@ def each_score(runs: Sequence[Run], pictures: Sequence[Tensor]) -> list[dict[str
     found: list[dict[str, Tensor]] = [{} for _ in runs]
     for members in groups.values():
         first, counts = runs[members[0]], [len(pictures[i]) for i in members]
-        together = torch.cat([pictures[i] for i in members]).to(first.task.model.device)
+        device = first.task.model.device
+        together = torch.cat([pictures[i].to(device) for i in members])
         prompts = [runs[i].task.prompt for i in members for _ in pictures[i]]
         for rewards in filter(None, (first.held_out, first.reward)):
             for name, scores in rewards.parts_scores(together, prompts).items():

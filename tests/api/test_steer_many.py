@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tiller
-from tiller.core.errors import InvalidInput
+from tiller import guard
+from tiller.core.errors import InvalidInput, RewardError
 from tiller.models.base import FrozenModel
 from tiller.models.trajectory import Trajectory
+from tiller.rewards import RewardSum
 from tiller.testing.fake_pipeline import save_fake_pipeline
 
 PROMPTS = ["a red cat", "a blue dog"]
@@ -76,6 +79,58 @@ def test_the_sampler_runs_once_a_round_for_all(
     monkeypatch.setattr(Trajectory, "run", counted)
     tiller.steer_many(model, PROMPTS, seeds=[0, 1], **settings(tmp_path, budget="steps=2"))
     assert rows == [4, 4, 4], "the unsteered pictures, then two rounds"
+
+
+def test_each_reward_and_p_of_z_are_asked_once_a_round_for_all(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[tuple[str, int]] = []
+    noises: list[int] = []
+    parts_scores, probability = RewardSum.parts_scores, guard.probability
+
+    def counted(self: RewardSum, images: Any, prompts: Any) -> Any:
+        scored.append((self.name, len(images)))
+        return parts_scores(self, images, prompts)
+
+    def weighed(z: Any) -> Any:
+        noises.append(len(z))
+        return probability(z)
+
+    monkeypatch.setattr(RewardSum, "parts_scores", counted)
+    monkeypatch.setattr(guard, "probability", weighed)
+    tiller.steer_many(model, PROMPTS, seeds=[0, 1], **settings(tmp_path, budget="steps=1"))
+    unsteered = [("darkness", 4), ("brightness", 4)]
+    assert scored == [*unsteered, ("brightness", 4), *unsteered], "after the search's own"
+    assert noises == [4]
+
+
+@pytest.mark.parametrize("bad", ["raises", "nan"])
+def test_a_reward_that_fails_for_one_picture_leaves_every_run_at_the_round_before(
+    bad: str, model: FrozenModel, tmp_path: Path
+) -> None:
+    rounds: dict[Path, int] = {}
+
+    def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        scores = images.mean(dim=(1, 2, 3))
+        if rounds and "a blue dog" in prompts:
+            if bad == "raises":
+                raise ValueError("no dogs")
+            return torch.where(torch.tensor([p == "a blue dog" for p in prompts]), np.nan, scores)
+        return scores
+
+    def seen(progress: tiller.api.Progress) -> None:
+        rounds[progress.run_dir] = progress.step.index
+
+    with pytest.raises(RewardError, match=r"no dogs|finite"):
+        tiller.steer_many(model, PROMPTS, on_step=seen, **settings(tmp_path, reward=reward))
+    assert list(rounds.values()) == [1, 1]
+    for folder in rounds:
+        result = tiller.open_run(folder)
+        assert result.cost.steps == 1
+        assert '"kind": "error"' in (folder / "journal.jsonl").read_text()
+    rounds.clear()
+    again = tiller.resume(folder, model=model, reward=lambda images: images.mean(dim=(1, 2, 3)))
+    assert again.cost.steps == 3
 
 
 def test_prompts_of_several_lengths_are_drawn_together_within_affixes(

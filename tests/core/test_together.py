@@ -13,11 +13,12 @@ from torch import Tensor
 from tiller.core.budget import Budget, count
 from tiller.core.errors import RewardError
 from tiller.core.rng import Draw
-from tiller.core.search import Phase, Problem, Search, search_phases, search_together
+from tiller.core.search import Phase, Problem, Search, Step, search_phases, search_together
 from tiller.core.solver import Solver
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.estimators import ZerothOrder
 from tiller.solvers.gradient import Gradient
+from tiller.spaces.norm import ChiNorm
 from tiller.testing.fakes import FakeQuadratic
 
 
@@ -88,6 +89,64 @@ def test_estimators_that_compare_scores_stay_alone() -> None:
     found = dict(search_together(searches(Shared, Gradient(lr=0.1, estimator=ZerothOrder()), 1)))
     assert 3 not in Shared.calls
     assert len(found) == 3
+
+
+class Judged(Shared):
+    """Its candidates are scored with others' too, and its distance from 1 is a penalty."""
+
+    rows: ClassVar[list[int]] = []
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension)
+        self.regularisers = (ChiNorm(weight=0.1),)
+
+    def score_key(self) -> Hashable:
+        return "judged"
+
+    @classmethod
+    def score_jointly(
+        cls, objectives: Sequence[Judged], ys: Sequence[Tensor], draws: Sequence[Draw]
+    ) -> list[Tensor]:
+        cls.rows.append(sum(len(y) for y in ys))
+        found = objectives[0].score(torch.cat(list(ys)), draws[0])
+        return list(found.split([len(y) for y in ys]))
+
+    def score(self, y: Tensor, draw: Draw) -> Tensor:
+        count(reward_calls=len(y))
+        return super().score(y, draw)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+def test_scores_and_penalties_from_one_call_are_as_alone(solver: Solver) -> None:
+    Judged.rows = []
+    alone = [list(search_phases(s.phases, s.budget, seed=0)) for s in searches(Judged, solver)]
+    together: dict[int, list] = {0: [], 1: [], 2: []}
+    for i, step in search_together([replace(s, seed=0) for s in searches(Judged, solver)]):
+        together[i].append(step)
+    n = len(alone[0][0].z)
+    assert Judged.rows == [3 * n] * 5 + [2 * n], "the last round is one search's own"
+    for i, steps in enumerate(alone):
+        for a, b in zip(steps, together[i], strict=True):
+            torch.testing.assert_close(a.evaluation.score, b.evaluation.score)
+            torch.testing.assert_close(a.evaluation.penalty, b.evaluation.penalty)
+            torch.testing.assert_close(a.z, b.z)
+            assert a.cost.reward_calls == b.cost.reward_calls > 0
+
+
+def test_all_steps_of_a_round_are_looked_at_before_the_first_is_yielded() -> None:
+    looked: list[list[int]] = []
+
+    def until(steps: Sequence[tuple[int, Step]]) -> list[str | None]:
+        looked.append([i for i, _ in steps])
+        return ["enough" if i == 1 and step.index == 2 else None for i, step in steps]
+
+    ended = {}
+    for i, step in search_together(searches(Shared, Gradient(lr=0.1), steps=3), until):
+        assert len(looked) == step.index
+        if step.stopped is not None:
+            ended[i] = step.index, step.stopped
+    assert looked == [[0, 1, 2], [0, 1, 2], [0, 2], [2], [2]]
+    assert ended == {0: (3, "budget: steps=3"), 1: (2, "enough"), 2: (5, "budget: steps=5")}
 
 
 def test_a_reward_without_gradient_is_refused() -> None:

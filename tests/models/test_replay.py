@@ -14,9 +14,14 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import TillerNotice
+from tiller.core.rng import Draw, Stream
+from tiller.methods.base import Task
+from tiller.methods.ddpo import Ddpo, Denoisings
+from tiller.methods.draft import Draft
 from tiller.models import Gradient, SamplerSettings, Trajectory, load_model
 from tiller.models.base import FrozenModel
 from tiller.models.replay import Replays, _rounded
+from tiller.rewards import make_reward
 from tiller.testing.fake_pipeline import fake_pipeline
 
 
@@ -120,3 +125,41 @@ def test_auto_replays_where_that_is_faster(model: FrozenModel) -> None:
         assert path.plan is not None
         assert path.plan.replayed is faster
         assert ("replayed" in str(path.plan)) is faster
+
+
+def trained(model: FrozenModel, method: Draft | Ddpo) -> list[Tensor]:
+    """A value that depends on an adapter's weights, and its gradient to them, three times."""
+    (phase,) = method.build(Task(model, "a red cat", "", make_reward("brightness")))
+    problem = phase.build(None)
+    start = problem.space.sample(1, Stream(0)).double()
+    start += 0.1 * torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    found, draw, objective = [], Draw(0, 0), problem.objective
+    for _ in range(3):
+        leaf = start.clone().requires_grad_()
+        x: Any = problem.space.decode(leaf)
+        if isinstance(objective, Denoisings):
+            chains = objective.rollout(x, draw)
+            value = objective.log_prob(x, chains.states, chains.group, 1)
+        else:
+            value = objective.render(x, draw).square()
+        found += [value.detach(), *torch.autograd.grad(value.sum(), leaf)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Draft(num_inference_steps=3, k=2), Ddpo(num_inference_steps=3, batch=2)],
+)
+def test_calls_with_other_weights_are_recorded_too(
+    model: FrozenModel, method: Draft | Ddpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are an input of the recorded call, and get their gradient back."""
+    plain = trained(model, method)
+    model.replays, made = Replays(again), []
+    monkeypatch.setattr(Replays, "another", lambda self: made.append(Replays(again)) or made[-1])
+    recorded = trained(model, method)
+    assert made[-1]._kept
+    assert not model.replays._kept
+    for a, b in zip(plain, recorded, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-7, atol=1e-9)
+    assert all(value.abs().max() > 0 for value in recorded)

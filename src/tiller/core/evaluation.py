@@ -96,7 +96,7 @@ def gradients(rewards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tenso
     """
     found: Sequence[Tensor | None] = [None]
     if all(reward.requires_grad for reward in rewards):
-        whole = torch.cat(list(rewards)).sum()
+        whole = torch.cat([reward.flatten() for reward in rewards]).sum()
         found = torch.autograd.grad(whole, list(leaves), allow_unused=True)
     held = [grad for grad in found if grad is not None]
     if len(held) != len(leaves):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -113,6 +113,7 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
         self.lessons, self.redraws = lessons, redraws
         self.render_differentiable = self.gradient != Gradient.none()
         self.differentiable = reward.differentiable and self.render_differentiable
+        self._fed = trajectory.over(adaptable.fed()) if adaptable.by_row else None
         self._step_bytes: dict[int, int] = {}
 
     def render(self, x: Adapted, draw: Draw) -> Tensor:
@@ -182,7 +183,7 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
             return self.reward(model.decode(latents), texts)
         with torch.no_grad():
             latents = self.latents(weights, noise, words, Gradient.none())
-        path = self.trajectory.over(self.adaptable.drawing_with(weights))
+        path, words = self.drawing(weights, words.expand(len(noise)))
         generator, rewards = draw.generator("redraws"), []
         for _ in range(self.redraws):
             fresh = torch.randn(latents.shape, generator=generator).to(latents)
@@ -201,6 +202,11 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
 
         With weights [d] for all rows, or [b, d], each row's own.
         """
+        words = words.expand(len(noise))
+        if self._fed is not None:
+            path, told = self.drawing(weights, words)
+            gradient = gradient if torch.is_grad_enabled() else Gradient.none()
+            return path.run(noise, told, gradient=gradient, checkpoint=self.checkpoint)
         steps = gradient.window(self.trajectory.num_steps).steps
         plan = Plan(0, 0)
         if torch.is_grad_enabled() and steps:
@@ -213,9 +219,26 @@ class AdaptedPictures(Objective[Adapted, Tensor]):
             )
         else:
             gradient = Gradient.none()
-        path = self.trajectory.over(self.adaptable.drawing_with(weights, plan))
+        path, _ = self.drawing(weights, words, plan)
         # What the plan recomputes, the model's stand-in does: it alone knows of the weights.
         return path.run(noise, words, gradient=gradient, checkpoint="keep")
+
+    def drawing(
+        self,
+        weights: Tensor,
+        words: Conditioning,
+        plan: Plan = Plan(0, 0),  # noqa: B008  # frozen
+    ) -> tuple[Trajectory, Conditioning]:
+        """The sampler, and what it is told, so that the pictures of these words have the weights.
+
+        Args:
+            weights: [d] for all rows, or [b, d], each row's own, where the copy takes them by row.
+            words: of b rows.
+            plan: what is recomputed where the copy does not.
+        """
+        if self._fed is not None:
+            return self._fed, replace(words, weights=weights.expand(len(words), -1))
+        return self.trajectory.over(self.adaptable.drawing_with(weights, plan)), words
 
     def _measured(self, weights: Tensor, words: Conditioning) -> int:
         """Bytes that one step keeps for one picture; one unbilled forward, once."""

@@ -53,6 +53,22 @@ class Adaptable:
     dtype: torch.dtype
     by_row: bool = False
 
+    def fed(self) -> FrozenModel:
+        """The model, drawing each candidate with the weights that its conditioning has.
+
+        For adaptables `by_row`. The denoiser depends on its arguments alone, so that a GPU's calls
+        can be recorded.
+        """
+        view: Any = copy.copy(self.model)
+
+        def denoise(latents: Tensor, t: Tensor, *, weights: Tensor, **told: Any) -> Tensor:
+            return self.drawing_with(weights).denoise(latents, t, **told)
+
+        view.denoise = denoise
+        view.replays = None if self.model.replays is None else self.model.replays.another()
+        made: FrozenModel = view
+        return made
+
     def drawing_with(self, weights: Tensor, plan: Plan = Plan(0, 0)) -> FrozenModel:  # noqa: B008  # frozen
         """The model, its denoiser called with weights; a gradient goes back to them.
 

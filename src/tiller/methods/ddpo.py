@@ -16,7 +16,7 @@ from tiller.core.search import Problem
 from tiller.methods._training import AdaptedPictures, Lessons, Training
 from tiller.methods._weights import Adaptable, with_all_weights
 from tiller.methods.base import Task
-from tiller.models.base import FrozenModel, SamplerSettings
+from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.trajectory import Trajectory
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.policy_gradient import Policy, PolicyGradient, Rollout
@@ -170,11 +170,11 @@ class Denoisings(Policy[Adapted, Tensor]):
     @torch.no_grad()
     def rollout(self, x: Adapted, draw: Draw) -> Rollout:
         """The round's training pictures: every latent on the way [b, T + 1, C, h, w], rewards."""
-        path = self._path(x)
-        lesson = self.lessons.at(draw, path)
+        lesson = self.lessons.at(draw, self.pictures.trajectory)
         states, rewards = [], []
         for rows in torch.split(torch.arange(len(lesson.noise)), self.at_once):
             noise, prompt = lesson.noise[rows], lesson.prompt[rows]
+            path, words = self._drawing(x, prompt)
             chain = [path.initial(noise.to(path.model.device, path.model.dtype))]
 
             def keep(
@@ -183,7 +183,7 @@ class Denoisings(Policy[Adapted, Tensor]):
                 chain.append(latents)
                 return latents
 
-            latents = path.run(noise, self.lessons.conditioning.index(prompt), hook=keep)
+            latents = path.run(noise, words, hook=keep)
             images = path.model.decode(latents)
             rewards.append(self.pictures.reward(images, self.lessons.texts(prompt)))
             states.append(torch.stack(chain, dim=1))
@@ -191,15 +191,14 @@ class Denoisings(Policy[Adapted, Tensor]):
 
     def log_prob(self, x: Adapted, states: Tensor, group: Tensor, step: int) -> Tensor:
         """log p [b] of noisy step number `step`, in float32 at least."""
-        path, index = self._path(x), self.steps[step]
+        index = self.steps[step]
+        path, words = self._drawing(x, group)
         states = states.to(path.model.device)
-        words = self.lessons.conditioning.index(group)
         mean, deviation = path.transition(index, states[:, index], words)
         wide = torch.promote_types(mean.dtype, torch.float32)
         off = (states[:, index + 1].to(wide) - mean.to(wide)) / deviation
         constant = math.log(deviation) + 0.5 * math.log(2 * math.pi)
         return -(off**2 / 2 + constant).flatten(1).sum(dim=1)
 
-    def _path(self, x: Adapted) -> Trajectory:
-        model = self.pictures.adaptable.drawing_with(x.weights[0])
-        return self.pictures.trajectory.over(model)
+    def _drawing(self, x: Adapted, group: Tensor) -> tuple[Trajectory, Conditioning]:
+        return self.pictures.drawing(x.weights[0], self.lessons.conditioning.index(group))

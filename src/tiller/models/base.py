@@ -83,6 +83,8 @@ class Conditioning:
             picture's size, uncropped.
         token_mask: [n, L] 1 for a token that is read, 0 for one that only fills the row up, the
             same in both branches; None where all are read.
+        weights: [n, d] each candidate's own, for copies whose denoiser takes some of its weights
+            as an input (methods that train them).
     """
 
     prompt_embeds: Tensor
@@ -91,6 +93,7 @@ class Conditioning:
     negative_pooled_prompt_embeds: Tensor | None = None
     time_ids: Tensor | None = None
     token_mask: Tensor | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.prompt_embeds)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel
 
-EXTRAS = ("pooled_prompt_embeds", "time_ids", "token_mask")
+EXTRAS = ("pooled_prompt_embeds", "time_ids", "token_mask", "weights")
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,8 @@ def guided(model: FrozenModel, conditioning: Conditioning, guidance_scale: float
         negative = getattr(conditioning, f"negative_{name}", None)
         first = positive if negative is None else negative
         tensors[name] = torch.cat([first, positive]) if branches == 2 else positive
-    cast = tuple(v.to(device=model.device, dtype=model.dtype) for v in tensors.values())
-    return Denoiser(model, guidance_scale, branches, cast, tuple(tensors))
+    cast = (
+        v.to(device=model.device, dtype=v.dtype if name == "weights" else model.dtype)
+        for name, v in tensors.items()
+    )
+    return Denoiser(model, guidance_scale, branches, tuple(cast), tuple(tensors))

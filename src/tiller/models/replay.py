@@ -136,6 +136,10 @@ class Replays:
         self._failed: set[Any] = set()
         self._kept: OrderedDict[Any, Recording] = OrderedDict()
 
+    def another(self) -> Replays:
+        """Empty, for a copy of the model that draws with other weights."""
+        return Replays(self._recorder)
+
     def find(
         self, denoiser: Denoiser, latents: Tensor, t: Tensor, *, graph: bool
     ) -> Recording | None:

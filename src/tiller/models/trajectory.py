@@ -159,11 +159,7 @@ class Trajectory:
         if graph and noise.requires_grad and not any(v.requires_grad for v in denoiser.inputs):
             self._check_reaches_noise(gradient, window)
         steps = window.steps if graph else 0
-        recording = None
-        if self.model.replays is not None:
-            recording = self.model.replays.find(
-                denoiser, self.initial(noise), self._device_timesteps[0], graph=steps > 0
-            )
+        recording = self._recorded(denoiser, self.initial(noise), graph=steps > 0)
         calls = _Calls(denoiser, len(noise) * denoiser.branches, recording)
         if checkpoint == "auto" and steps and recording is not None and recording.faster:
             self.plan = Plan(steps, 0, replayed=True)
@@ -269,8 +265,15 @@ class Trajectory:
         """One guided prediction [n, C, h, w], counted, with a graph where those are on."""
         n = len(model_input)
         denoiser = guided(self.model, conditioning.expand(n), self.settings.guidance_scale)
-        calls = _Calls(denoiser, n * denoiser.branches)
-        return calls(model_input, self._device_timesteps[index], keep=True)
+        t, graph = self._device_timesteps[index], torch.is_grad_enabled()
+        recording = self._recorded(denoiser, model_input, graph=graph)
+        calls = _Calls(denoiser, n * denoiser.branches, recording)
+        return calls(model_input, t, keep=recording is None or not recording.faster)
+
+    def _recorded(self, denoiser: Denoiser, latents: Tensor, *, graph: bool) -> Recording | None:
+        """The recording of the model's calls for such latents, where there is one."""
+        replays, t = self.model.replays, self._device_timesteps[0]
+        return None if replays is None else replays.find(denoiser, latents, t, graph=graph)
 
     def room(self, conditioning: Conditioning) -> int:
         """How many candidates' gradients fit into half of the free memory, all recomputed."""
