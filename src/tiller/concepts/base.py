@@ -19,8 +19,8 @@ from tiller.spaces.concept import ConceptSpace
 AUTO, DRAWN, DENOISING = LOSSES = ("auto", "drawn", "denoising")
 # What a field that is None stands for, by loss: a drawing says more than a trial, and costs more.
 OPEN: dict[str, dict[str, Any]] = {
-    DRAWN: {"held_out_draws": 16, "check_every": 5},
-    DENOISING: {"held_out_draws": 64, "check_every": 10},
+    DRAWN: {"held_out_draws": 16, "check_every": 5, "preview_every": 8},
+    DENOISING: {"held_out_draws": 64, "check_every": 10, "preview_every": 50},
 }
 
 
@@ -53,7 +53,8 @@ class ConceptMethod(ABC):
             drawings.
         check_every: rounds from one look at them to the next; None for 10, or 5 of drawings.
         patience: looks without a gain of a thousandth, after which the search ends; 0 for never.
-        preview_every: rounds from one sample drawing to the next; 0 for none.
+        preview_every: rounds from one sample drawing to the next; 0 for none, None for 50, or 8
+            of the drawn loss.
     """
 
     loss: str = AUTO
@@ -71,7 +72,7 @@ class ConceptMethod(ABC):
     held_out_draws: int | None = None
     check_every: int | None = None
     patience: int = 0
-    preview_every: int = 50
+    preview_every: int | None = None
 
     citation: ClassVar[str] = ""
     default_budget: ClassVar[Budget] = Budget(forwards=12_000)
@@ -86,8 +87,9 @@ class ConceptMethod(ABC):
             if value is not None and value < 1:
                 raise InvalidInput(f"{name} must be at least 1, got {value}")
         for name in ("patience", "preview_every"):
-            if getattr(self, name) < 0:
-                raise InvalidInput(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InvalidInput(f"{name} must be at least 0, got {value}")
         if not 0 < self.temperature < float("inf"):
             raise InvalidInput(f"temperature must be positive and finite, got {self.temperature}")
 

@@ -140,10 +140,12 @@ class DrawnLoss(ConceptLoss):
             negative_prompt_embeds=empty.negative_prompt_embeds,
             negative_pooled_prompt_embeds=empty.negative_pooled_prompt_embeds,
         )
-        x0, eps = torch.zeros_like(noise[:, 0]), noise[:, 0]
+        scheduler, first = self.model.scheduler, self.path.timesteps[0]
+        eps = noise[:, 0] / noise_level(scheduler, first)[1]  # the first step reads the noise alone
+        x0 = torch.zeros_like(eps)
         for index in self.steps:
             found = self.path.renoised(index, x0, eps, told)
-            alpha, sigma = noise_level(self.model.scheduler, self.path.timesteps[index])
+            alpha, sigma = noise_level(scheduler, self.path.timesteps[index])
             eps = eps + alpha / sigma * (x0 - found)  # so that alpha x0 + sigma eps stays as it was
             x0 = found
         return self.model.decode(x0)

@@ -44,7 +44,7 @@ class Ti(ConceptMethod):
     clip_norm: float | None = None
     check_every: int | None = 100
     patience: int = 8
-    preview_every: int = 500
+    preview_every: int | None = 500
 
     citation: ClassVar[str] = (
         "Gal et al., An image is worth one word: personalizing text-to-image generation using "
