@@ -63,7 +63,7 @@ def nearest_orthonormal(basis: Tensor) -> Tensor:
     """
     try:
         left, _, right = torch.linalg.svd(basis, full_matrices=False)
-    except torch.linalg.LinAlgError:  # near the manifold all singular values nearly coincide
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # all values nearly coincide
         return _by_eigenvectors(basis)
     nearest: Tensor = left @ right
     return nearest
