@@ -71,7 +71,7 @@ def test_the_run_is_torchs_adam_on_the_papers_loss(anchor: str, task: Task) -> N
         told = words.conditioning(affix)
         latents = trajectory.run(steps[0].z, told, gradient=Gradient.last(1))
         reward = task.reward(task.model.decode(latents), [task.prompt])
-        anchored = words.conditioning(affix.times(0)).prompt_embeds
+        anchored = words.conditioning(affix.times(0.0)).prompt_embeds
         before = anchored if affix.anchored else words.states
         off = told.prompt_embeds.mean(dim=1) - before.mean(dim=1)
         loss = -reward.sum() + 0.3 * off.square().sum()

@@ -126,7 +126,7 @@ def test_conformity_is_equation_11_and_its_gradient_the_difference_quotient(
     expected = torch.zeros(2, dtype=torch.float64)
     for words in batch:
         told = words.conditioning(affix).prompt_embeds
-        before = words.conditioning(affix.times(0)).prompt_embeds if anchored else words.states
+        before = words.conditioning(affix.times(0.0)).prompt_embeds if anchored else words.states
         off = told.mean(dim=1) - before.mean(dim=1)
         expected += off.square().sum(dim=1) / len(batch)
     value = penalty.value(z, Draw(0, 0))
