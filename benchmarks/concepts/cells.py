@@ -31,23 +31,28 @@ from tiller.runs.record import read_run
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
 # Few steps on many trials: at equal forwards as good as many on few, and quicker on a GPU.
 TI: dict[str, Any] = {"method": "ti", "draws": 32, "lr": 0.02, "check_every": 20}
+# In the order in which they are made; those after the first have the first seed alone.
 VARIANTS: dict[str, dict[str, Any]] = {
     "pca": {},
+    "denoising": {"loss": "denoising"},
+    "ti": TI,
+    "no init": {"init": "random"},
+    "clip init": {"init": "clip"},
+    "d=64": {"d": 64},
+    "2 tokens": {"tokens": 2},
     "prior": {"projection": "prior"},
     "random": {"projection": "random"},
     "full": {"projection": "full"},
-    "d=16": {"d": 16},
+    "ti, drawn": {"method": "ti", "loss": "drawn", "init": "best", "lr": 0.01, "check_every": 20},
     "d=32": {"d": 32},
-    "d=64": {},  # the default; the same cell as pca
-    "d=128": {"d": 128},
-    "2 tokens": {"tokens": 2},
     "3 tokens": {"tokens": 3},
-    "no init": {"init": "random"},
-    "ti": TI,
-    "ti, 2 tokens": TI | {"tokens": 2},
+    "d=128": {"d": 128},
+    "denoising, near": {"loss": "denoising", "init": "best", "d": 16, "stretch": 0.5},
     "ti, no init": TI | {"init": "random"},
+    "d=16": {},  # the default; the same cell as pca
 }
 WORD = "word"  # the variant that learns nothing
+MANY = (WORD, "pca")  # the variants that have all seeds
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Cell:
         judge: the judge's shares.
         loss, start_loss: on trials that chose nothing; None of a word.
         model_calls: forwards plus backwards of the search.
+        aside: forwards of its start, its looks at held-out trials and the losses above.
         seconds: of the search.
         curve: (model calls, lowest held-out loss so far).
         token: what stands for it; of the word, the word.
@@ -74,6 +80,7 @@ class Cell:
     loss: float | None
     start_loss: float | None
     model_calls: int
+    aside: int
     seconds: float
     curve: list[tuple[int, float]]
     token: str
@@ -120,29 +127,25 @@ class Cells:
                 self.known[key] = Cell(**found)
 
     def grid(self, variants: Sequence[str]) -> dict[str, list[Cell]]:
-        """The cells of each variant: all seeds of the first concept, then of the second.
+        """The cells of each variant that there are, after making this part's, variant by variant.
 
-        A concept and a seed of which a variant is missing (`--kept`, `--seconds`) are left out, so
-        that variants are compared on the same ones. A part of the cells has no table: it ends here.
+        A part of the cells has no table: it ends here.
         """
         made = CONCEPTS[: self.options.concepts]
         pairs = [(one, seed) for seed in range(self.options.seeds) for one in made]
-        mine = pairs[self.part :: self.parts]
-        for i, (one, seed) in enumerate(mine):
-            for variant in variants:
-                self.cell(one, variant, seed)
-            print(f"{i + 1} of {len(mine)}: {one.name}, seed {seed}", file=sys.stderr, flush=True)
+        wanted = [(v, *pair) for v in variants for pair in pairs if pair[1] == 0 or v in MANY]
+        mine = wanted[self.part :: self.parts]
+        for i, (variant, one, seed) in enumerate(mine):
+            self.cell(one, variant, seed)
+            print(f"{i + 1} of {len(mine)}: {variant}, {one.name}, {seed}", file=sys.stderr)
         if self.parts > 1:
             raise SystemExit(0)
         found: dict[str, list[Cell]] = {variant: [] for variant in variants}
-        for one, seed in sorted(pairs, key=lambda pair: made.index(pair[0])):
-            cells = [self.known.get(self.key(one, variant, seed)) for variant in variants]
-            if any(cell is None for cell in cells):
-                print(f"incomplete, left out: {one.name}, seed {seed}", file=sys.stderr)
-                continue
-            for variant, cell in zip(variants, cells, strict=True):
+        for variant, one, seed in wanted:
+            cell = self.known.get(self.key(one, variant, seed))
+            if cell is not None:
                 found[variant].append(replace(cell, variant=variant))
-        return found
+        return {variant: cells for variant, cells in found.items() if cells}
 
     def cell(self, made: Made, variant: str, seed: int) -> None:
         """Make one cell, unless it is kept, or the time is over."""
@@ -237,6 +240,7 @@ def _cell(
         loss=None if result is None else result.loss,
         start_loss=None if result is None else result.start_loss,
         model_calls=0 if cost is None else cost.model_calls,
+        aside=0 if result is None else result.aside,
         seconds=0.0 if cost is None else cost.seconds,
         curve=[] if result is None else curve(result.run_dir),
         token=measured.token,

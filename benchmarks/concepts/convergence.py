@@ -13,7 +13,13 @@ from cells import Cell, Cells, arguments
 
 from tiller.tasks.statistics import Estimated, estimated
 
-VARIANTS = {"pca": "gfti", "no init": "gfti, no init", "ti": "ti", "ti, no init": "ti, no init"}
+# All of the drawn loss, so that their curves have one scale.
+VARIANTS = {
+    "pca": "gfti, from the best word",
+    "clip init": "gfti, from CLIP's mix",
+    "no init": "gfti, from any word",
+    "ti, drawn": "gradients, from the best word",
+}
 
 
 def main() -> None:
@@ -32,34 +38,23 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     for name, points in curves.items():
-        print(f"{name:<16}" + "  ".join(f"{calls}: {loss:.3f}" for calls, loss in points[::5]))
+        print(f"{name:<16}" + "  ".join(f"{calls}: {loss:.3f}" for calls, loss in points))
     print(f"\n{claim}  {found['claim']} (below 0: at least as good in half the steps)")
 
 
 def course(cells: Sequence[Cell]) -> list[tuple[int, float]]:
-    """The mean of (lowest loss so far / the loss of a plain start), look by look."""
-    looks = min(len(cell.curve) for cell in cells)
-    return [
-        (
-            cells[0].curve[i][0],
-            sum(cell.curve[i][1] / _unit(cell) for cell in cells) / len(cells),
-        )
-        for i in range(looks)
-    ]
+    """The mean of the lowest loss so far, look by look; of the first seed, which all have."""
+    curves = [cell.curve for cell in cells if cell.seed == 0]
+    looks = min(len(curve) for curve in curves)
+    return [(curves[0][i][0], sum(c[i][1] for c in curves) / len(curves)) for i in range(looks)]
 
 
 def halfway(with_it: Sequence[Cell], without: Sequence[Cell]) -> Estimated:
     """The loss after half the looks with the initialization, less the last one without it."""
-    gains = []
-    for a, b in zip(with_it, without, strict=True):
-        middle = a.curve[(len(a.curve) - 1) // 2 + 1 if len(a.curve) > 2 else -1][1]
-        gains.append(middle - b.curve[-1][1])
-    return estimated(gains, groups=[cell.concept for cell in with_it])
-
-
-def _unit(cell: Cell) -> float:
-    """The loss that a concept's curves are divided by, so that concepts can be averaged."""
-    return cell.start_loss or cell.curve[0][1]
+    others = {(cell.concept, cell.seed): cell.curve for cell in without}
+    pairs = [(c, others[c.concept, c.seed]) for c in with_it if (c.concept, c.seed) in others]
+    gains = [c.curve[len(c.curve) // 2][1] - curve[-1][1] for c, curve in pairs]
+    return estimated(gains, groups=[cell.concept for cell, _ in pairs])
 
 
 def figure(path: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
@@ -71,7 +66,7 @@ def figure(path: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
     for name, points in curves.items():
         axis.plot([x for x, _ in points], [y for _, y in points], label=name)
     axis.set_xlabel("forwards + backwards of the denoiser")
-    axis.set_ylabel("held-out loss / the start's")
+    axis.set_ylabel("held-out loss, 1 - cosine")
     axis.legend(frameon=False)
     drawn.savefig(path, metadata={"Date": None})
 

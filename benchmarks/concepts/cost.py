@@ -1,17 +1,20 @@
 """What a generation costs beside the forwards that it must make, and CMA-ES's own share.
 
-A generation's bare forwards are its denoiser rows, in the same calls, and its sentences through the
-text encoder once. Both are timed in turns, in one process, so that other load hits them alike.
+A generation's bare forwards are its denoiser rows, in the same calls, its sentences through the
+text encoder once, and, of the drawn loss, its drawings through the decoder and the CLIP. Both are
+timed in turns, in one process, so that other load hits them alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ import torch
 from PIL import Image
 
 import tiller
+from tiller.concepts.drawn import DrawnLoss
 from tiller.concepts.learn import _material, make
-from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.objective import ConceptLoss, DenoisingLoss
 from tiller.concepts.pictures import load_pictures
 from tiller.core.budget import Budget
 from tiller.core.rng import Draw
@@ -58,13 +62,14 @@ def main() -> None:
 def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds, in seconds, and the ratios; the first round warms up."""
     fields = dict(setting.split("=", 1) for setting in options.set)
-    method: Any = make("gfti", {"init": "random", **fields})
+    method: Any = make("gfti", {"init": "random", **fields}).settled(model)
     size = (model.defaults.height, model.defaults.width)
     noise = torch.rand(4, *size, 3, generator=torch.Generator().manual_seed(0))
     photos = [Image.fromarray((one * 255).byte().numpy()) for one in noise]
     material, _ = _material(model, method, load_pictures(photos, size), "object", 0)
-    objective = material.loss(model, method.sampling())
-    times: dict[str, list[float]] = {"generation": [], "denoiser": [], "text": [], "solver": []}
+    objective = material.loss(model, method, method.sampling())
+    parts = ("generation", "denoiser", "text", "pictures", "solver")
+    times: dict[str, list[float]] = {name: [] for name in parts}
     solver = Stopwatch()
     began = [clock()]
 
@@ -81,11 +86,12 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
         began[0] = clock()
         budget = Budget(steps=options.rounds + 1)
         learn(store, phases, budget, 0, entry=lambda step: {}, on_step=after)
-    middle = {name: statistics.median(values[1:]) for name, values in times.items()}
-    least = middle["denoiser"] + middle["text"]
+    middle = {name: statistics.median(values[1:]) for name, values in times.items() if values}
+    least = sum(middle.get(name, 0.0) for name in ("denoiser", "text", "pictures"))
     return {
         "clock": options.clock,
-        "rows": method.popsize * method.draws,
+        "loss": method.loss,
+        "candidates x draws": [method.popsize, method.draws],
         "dimensions": material.space.dimension,
         **{f"{name} seconds": round(value, 4) for name, value in middle.items()},
         "generation / bare forwards": round(middle["generation"] / least, 3),
@@ -126,25 +132,46 @@ class Stopwatch:
         return timed
 
 
-def _bare(objective: DenoisingLoss, step: Step) -> dict[str, Callable[[], Any]]:
+def _bare(objective: ConceptLoss, step: Step) -> dict[str, Callable[[], Any]]:
     """The forwards that the round could not do without, on tensors that are ready."""
-    trials = objective.trials(Draw(step.state.seed, step.index - 1))
+    draw = Draw(step.state.seed, step.index - 1)
     x = step.problem.space.decode(step.z)
-    n, m = len(step.z), len(trials.t)
-    row = torch.arange(n).repeat_interleave(m) * len(trials.templates) + trials.sentence.repeat(n)
-    with torch.no_grad():
-        told = objective.states(x, trials.templates).index(row)
-    noisy, t = trials.noisy.repeat(n, 1, 1, 1), trials.t.repeat(n)
-    parts = [slice(first, first + objective.rows) for first in range(0, n * m, objective.rows)]
-    ready = [(noisy[p].clone(), t[p].clone(), told.index(p).to(copy=True)) for p in parts]
+    if isinstance(objective, DenoisingLoss):
+        trials = objective.trials(draw)
+        ready = [_rows(objective, x, trials, trials.noisy, trials.t)]
+    else:
+        assert isinstance(objective, DrawnLoss)
+        trials = objective.sketches(draw)
+        noise = trials.noise[:, 0].repeat_interleave(2, dim=0)  # both branches of guidance
+        twice = replace(trials, sentence=trials.sentence.repeat_interleave(2))
+        levels = [objective.path.timesteps[i].expand(len(noise)) for i in objective.steps]
+        ready = [_rows(objective, x, twice, noise, t) for t in levels]
 
     def denoiser() -> None:
-        for latents, timesteps, words in ready:
+        for latents, timesteps, words in itertools.chain(*ready):
             pooled = words.pooled_prompt_embeds
             more = {} if pooled is None else {"pooled_prompt_embeds": pooled}
             objective.model.denoise(latents, timesteps, words.prompt_embeds, **more)
 
-    return {"denoiser": denoiser, "text": lambda: objective.states(x, trials.templates)}
+    found = {"denoiser": denoiser, "text": lambda: objective.states(x, trials.templates)}
+    if isinstance(objective, DrawnLoss):
+        latents = [rows[0][: (len(rows[0]) + 1) // 2] for rows in ready[0]]
+        tower, decode = objective.tower, objective.model.decode
+        found["pictures"] = lambda: [tower.embed_images(decode(some)) for some in latents]
+    return found
+
+
+def _rows(
+    objective: ConceptLoss, x: Any, trials: Any, noisy: torch.Tensor, t: torch.Tensor
+) -> list[tuple[Any, Any, Any]]:
+    """The denoiser's calls: latents, timesteps, words."""
+    n, m = len(x[0]), len(noisy)
+    row = torch.arange(n).repeat_interleave(m) * len(trials.templates) + trials.sentence.repeat(n)
+    with torch.no_grad():
+        told = objective.states(x, trials.templates).index(row)
+    latents, times = noisy.repeat(n, 1, 1, 1), t.repeat(n)
+    parts = [slice(first, first + objective.rows) for first in range(0, n * m, objective.rows)]
+    return [(latents[p].clone(), times[p].clone(), told.index(p).to(copy=True)) for p in parts]
 
 
 @torch.no_grad()

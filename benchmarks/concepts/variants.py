@@ -57,6 +57,7 @@ def row(cells: Sequence[Cell]) -> dict[str, Estimated]:
         "edits_right": lambda c: c.judge.get("edited"),
         "loss": lambda c: None if c.loss is None or not c.start_loss else c.loss / c.start_loss,
         "model_calls": lambda c: c.model_calls,
+        "aside": lambda c: c.aside,
         "seconds": lambda c: c.seconds,
     }
     found = {}
@@ -70,9 +71,11 @@ def row(cells: Sequence[Cell]) -> dict[str, Estimated]:
 def difference(
     mine: Sequence[Cell], others: Sequence[Cell], value: Callable[[Cell], float]
 ) -> Estimated:
-    """The mean of mine less theirs, of the same concept and seed."""
-    gains = [value(a) - value(b) for a, b in zip(mine, others, strict=True)]
-    return estimated(gains, groups=[cell.concept for cell in mine])
+    """The mean of mine less theirs, of the same concept and seed, where both are there."""
+    theirs = {(cell.concept, cell.seed): cell for cell in others}
+    pairs = [(c, theirs[c.concept, c.seed]) for c in mine if (c.concept, c.seed) in theirs]
+    gains = [value(a) - value(b) for a, b in pairs]
+    return estimated(gains, groups=[cell.concept for cell, _ in pairs])
 
 
 def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
@@ -85,6 +88,14 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
 
     return {
         "pca reconstructs better than the best plain word": more("pca", WORD, "reconstruction"),
+        "pca edits as the best plain word does": more("pca", WORD, "editability"),
+        "the drawn loss reconstructs better than the denoising loss": more(
+            "pca", "denoising", "reconstruction"
+        ),
+        "the same near the words": more("pca", "denoising, near", "reconstruction"),
+        "pca reconstructs as ti with the drawn loss does": more(
+            "pca", "ti, drawn", "reconstruction"
+        ),
         "pca reconstructs as ti does": more("pca", "ti", "reconstruction"),
         "pca edits as ti does": more("pca", "ti", "editability"),
         "prior reconstructs as pca does": more("prior", "pca", "reconstruction"),
@@ -97,6 +108,9 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
         "a middle dimension edits best (64, 16)": more("d=64", "d=16", "editability"),
         "a middle dimension edits best (64, 128)": more("d=64", "d=128", "editability"),
         "the initialization reconstructs better": more("pca", "no init", "reconstruction"),
+        "the best word is a better start than CLIP's mix": more(
+            "pca", "clip init", "reconstruction"
+        ),
     }
 
 

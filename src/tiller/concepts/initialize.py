@@ -12,12 +12,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tiller.concepts.vocabulary import Words, embedded
+from tiller.concepts.objective import ConceptLoss
+from tiller.concepts.vocabulary import Words, embedded, is_emoji
 from tiller.core.errors import InvalidInput
+from tiller.core.rng import Draw
 from tiller.models.base import FrozenModel
-from tiller.rewards._tower import Tower
+from tiller.rewards._tower import EMOJI, Tower, tower_for
 
+NEAREST, SKETCHES = 12, 8  # words that may be the start, and trials that each is given
 BATCH = 256  # sentences that go through the CLIP at once
+CLIP_OF_WIDTH = {
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
+
+
+def clip_of(model: FrozenModel, name: str) -> Tower:
+    """The CLIP called `name`; of `auto`, the model's own where it is known.
+
+    Raises:
+        InvalidInput: it is not known, or cannot be loaded.
+    """
+    width = model.token_embeddings[0].shape[1]
+    if name != "auto":
+        source = name
+    elif is_emoji(model):
+        source = EMOJI
+    elif width in CLIP_OF_WIDTH:
+        source = CLIP_OF_WIDTH[width]
+    else:
+        raise InvalidInput(
+            f"no CLIP is known for a text encoder of width {width}; name one (--set clip=FOLDER)"
+        )
+    return tower_for(source, torch.zeros(1, device=model.device))
 
 
 def attended(similarity: Tensor, tables: Sequence[Tensor], temperature: float) -> list[Tensor]:
@@ -50,7 +77,7 @@ def attended(similarity: Tensor, tables: Sequence[Tensor], temperature: float) -
 
 @torch.no_grad()
 def similarities(
-    tower: Tower, pictures: Tensor, words: Words, sentence: str
+    tower: Tower, pictures: Tensor, words: Words, sentence: str, most: int = 5
 ) -> tuple[Tensor, list[str]]:
     """Cosines [N, V] of pictures [N, 3, H, W] with `sentence` about each word, and the best words.
 
@@ -60,7 +87,7 @@ def similarities(
     seen = tower.embed_images(pixels)
     said = embed_sentences(tower, [sentence.replace("{}", name) for name in words.names])
     similarity = (seen @ said.T).float().cpu()
-    best = similarity.mean(0).topk(min(5, len(words.names))).indices.tolist()
+    best = similarity.mean(0).topk(min(most, len(words.names))).indices.tolist()
     return similarity, [words.names[i] for i in best]
 
 
@@ -95,6 +122,25 @@ def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
         raise InvalidInput(f"expected a word to begin with, such as bird; got {phrases!r}")
     rows = [embedded(model, named[i % len(named)]) for i in range(tokens)]
     return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+@torch.no_grad()
+def lowest(
+    loss: ConceptLoss, mixed: list[Tensor], words: Words, names: Sequence[str], draw: Draw
+) -> tuple[list[Tensor], str | None]:
+    """The start of the lowest loss: `mixed`, k times [D_e], or one of the words called `names`.
+
+    Returns:
+        e0 [k, D_e] for each text encoder, and the word; None for `mixed`.
+    """
+    tokens = len(mixed[0])
+    at = [words.names.index(name) for name in names]
+    x = tuple(
+        torch.cat([own[None], table[at][:, None].expand(-1, tokens, -1)])
+        for own, table in zip(mixed, words.tables, strict=True)
+    )
+    best = int(loss.render(x, draw).mean(dim=1).argmin())
+    return [vectors[best].clone() for vectors in x], names[best - 1] if best else None
 
 
 def at_random(words: Words, tokens: int, generator: torch.Generator) -> list[Tensor]:

@@ -16,27 +16,23 @@ from torch import Tensor
 from tiller.concepts import initialize, templates
 from tiller.concepts.base import ConceptMethod
 from tiller.concepts.grounds import place_of
-from tiller.concepts.objective import rows_that_fit
+from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
 from tiller.concepts.run import KIND, SPACE, ConceptRun, Material, Progress
 from tiller.concepts.vocabulary import Words, is_emoji, words_of
-from tiller.core.budget import Budget, Cost
+from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
-from tiller.core.rng import keyed_generator
+from tiller.core.rng import Draw, keyed_generator
 from tiller.core.settings import settled, unknown
 from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
 from tiller.models.concepts import Concept, check_new
 from tiller.models.loader import load_model
-from tiller.rewards._tower import EMOJI, tower_for
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import RunStore, versions
 
-CLIP_OF_WIDTH = {
-    768: "openai/clip-vit-large-patch14",
-    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-}
+_STARTING = -3  # the round that chooses the start; the watch has the two before it
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,10 @@ class ConceptResult:
         method: the method's name.
         prompt: the plainest sentence about it, which the sample drawings are of.
         stopped: why the search ended.
-        cost: what the search used; looks at held-out trials and sample drawings are not charged.
-        start_loss: the denoising loss of e0 on trials that chose nothing; None before the end.
+        cost: what the search used.
+        aside: forwards that are not in it: the choice of the start, the looks at held-out trials
+            and the losses below; sample drawings are nowhere.
+        start_loss: the loss of e0 on trials that chose nothing; None before the end.
         loss: the same of the concept.
         pictures: the last drawings, files.
         run_dir: the run's folder.
@@ -60,6 +58,7 @@ class ConceptResult:
     prompt: str
     stopped: str
     cost: Cost
+    aside: int
     start_loss: float | None
     loss: float | None
     pictures: tuple[Path, ...]
@@ -126,12 +125,14 @@ def learn_concept(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
+    chosen = chosen.settled(loaded)
     check_new(token, loaded.tokenizers)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
     _say_how_many(found)
-    material, began = _material(loaded, chosen, found, subject, seed)
-    probe = material.loss(loaded, chosen.sampling())
+    with metered() as meter:
+        material, began = _material(loaded, chosen, found, subject, seed)
+    probe = material.denoising(loaded, chosen.sampling())
     spec = {
         "kind": KIND,
         "token": token,
@@ -148,6 +149,7 @@ def learn_concept(
         ],
         "left_out": list(found.left_out),
         "init": began,
+        "start_forwards": meter.cost.forwards,
         "budget": str(limits),
         "seed": seed,
         "rows": rows_that_fit(probe, material.space.decode(material.z)),
@@ -205,7 +207,8 @@ def resume_concept(
     latents = _latents(loaded, chosen, images)
     places = [one.get("place", "") for one in spec["pictures"]]  # runs before them have none
     said = _sentences(loaded, spec["subject"], chosen.tokens, places)
-    material = Material.load(store.path / SPACE, latents, said, places)
+    pixels = torch.stack([to_tensor(image) for image in images])
+    material = Material.load(store.path / SPACE, pixels, latents, said, places)
     with store:
         if budget is not None:
             store.set_budget(str(Budget.parse(budget) if isinstance(budget, str) else budget))
@@ -231,6 +234,8 @@ def open_concept(run_dir: str | Path) -> ConceptResult:
         prompt=record.prompt,
         stopped=record.stopped or "not finished",
         cost=_cost(record),
+        aside=int(record.spec.get("start_forwards", 0))
+        + sum(int(entry.get("forwards", 0)) for entry in record.entries),
         start_loss=losses.get("start"),
         loss=losses.get("learned"),
         pictures=tuple(record.path / name for name in lines[-1]["samples"]),
@@ -256,9 +261,19 @@ def _material(
         said = _sentences(model, subject, method.tokens, places)
     words = words_of(model)
     start, began = _start(model, method, pictures, words, said[0], seed)
-    space, z = method.space(start, words, seed)
     latents = _latents(model, method, images)
-    return Material(space, z, latents, said, places), began
+
+    def beginning_at(start: list[Tensor]) -> Material:
+        space, z = method.space(start, words, seed)
+        return Material(space, z, pictures.tensor(), latents, said, places)
+
+    material = beginning_at(start)
+    if method.init != "best":
+        return material, began
+    trials = Sampling(initialize.SKETCHES, initialize.SKETCHES)
+    loss = material.loss(model, method, trials)
+    start, word = initialize.lowest(loss, start, words, began, Draw(seed, _STARTING))
+    return beginning_at(start), began[:5] if word is None else [word]
 
 
 def _sentences(
@@ -301,32 +316,18 @@ def _start(
     """e0 [k, D_e] for each text encoder, and the words that it is near."""
     if method.init == "random":
         return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
-    if method.init != "clip":
+    if method.init not in ("clip", "best"):
         return initialize.of_words(model, method.init, method.tokens), method.init.split()
-    seen = pictures.tensor().to(model.device)
     try:
-        tower = tower_for(_clip(model, method), seen)
+        tower = initialize.clip_of(model, method.clip)
     except InvalidInput as error:
         raise InvalidInput(
             f"{error}. Or begin at a word that you choose: --init bird (init='bird')"
         ) from error
-    similarity, near = initialize.similarities(tower, seen, words, sentence)
+    most = initialize.NEAREST if method.init == "best" else 5
+    similarity, near = initialize.similarities(tower, pictures.tensor(), words, sentence, most)
     mixed = initialize.attended(similarity, words.tables, method.temperature)
     return [e.expand(method.tokens, -1).clone() for e in mixed], near
-
-
-def _clip(model: FrozenModel, method: ConceptMethod) -> str:
-    """The CLIP of the initialization; where the model's own is known, that one."""
-    if method.clip != "auto":
-        return method.clip
-    if is_emoji(model):
-        return EMOJI
-    width = model.token_embeddings[0].shape[1]
-    if width not in CLIP_OF_WIDTH:
-        raise InvalidInput(
-            f"no CLIP is known for a text encoder of width {width}; name one (--set clip=FOLDER)"
-        )
-    return CLIP_OF_WIDTH[width]
 
 
 def _latents(model: FrozenModel, method: ConceptMethod, images: Sequence[Image.Image]) -> Tensor:

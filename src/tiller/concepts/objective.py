@@ -76,15 +76,87 @@ class Trials:
     sentence: Tensor
 
 
-class DenoisingLoss(Objective[Vectors, Tensor]):
+class ConceptLoss(Objective[Vectors, Tensor]):
+    """What a few pictures say of a word, as a loss [n, m] of n candidates in a round's m trials.
+
+    A round draws its trials once, from its `Draw`, and tries every candidate on them (common random
+    numbers): else the ranking would be that of the noises.
+
+    Args:
+        model: the frozen model.
+        templates: the sentences, each with one `{}`.
+        sampling: what a round is taken over.
+        places: how the sentences about each picture end ("on a blue background"), "" for as they
+            are.
+        rows: of one denoiser call at most; a call of another size differs by rounding, so a run
+            keeps to one.
+
+    Raises:
+        InvalidInput: sentences that cannot be used.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        templates: Sequence[str],
+        sampling: Sampling,
+        places: Sequence[str],
+        rows: int,
+    ) -> None:
+        bad = [text for text in templates if text.count("{}") != 1]
+        if bad or not templates:
+            raise InvalidInput(f"sentences need one {{}} for the concept each, got {bad or 'none'}")
+        if rows < 1:
+            raise InvalidInput(f"a call has at least one row, got {rows=}")
+        self.model = model
+        self.templates = tuple(templates)
+        self.places = tuple(places)
+        self.sampling = sampling
+        self.rows = rows
+
+    def score(self, y: Tensor, draw: Draw) -> Tensor:
+        """The mean loss, negated: higher is better."""
+        return -y.mean(dim=1)
+
+    def sentences(self, pictures: Tensor, draw: Draw, placed: Tensor | None = None) -> list[str]:
+        """What is said in each trial, of these pictures [m]: few templates, evenly dealt.
+
+        Args:
+            pictures: which picture a trial is about.
+            draw: the round's.
+            placed: [m] whether a sentence ends with its picture's place; by default all do.
+        """
+        m = len(pictures)
+        picks = torch.randperm(len(self.templates), generator=draw.generator("templates"))
+        some = [self.templates[i] for i in picks[: min(m, self.sampling.templates)].tolist()]
+        which = dealt(len(some), m, draw.generator("sentences"))
+        ends = [self.places[j] for j in pictures.tolist()]
+        if placed is not None:
+            ends = [end if said else "" for end, said in zip(ends, placed.tolist(), strict=True)]
+        return [f"{some[i]} {end}".rstrip() for i, end in zip(which.tolist(), ends, strict=True)]
+
+    def states(self, x: Vectors, templates: Sequence[str]) -> Conditioning:
+        """The text encoder's states, [n * sentences, ...], a candidate's sentences side by side."""
+        texts: list[list[Piece]] = []
+        for i in range(len(x[0])):
+            word = Tokens(tuple(vectors[i] for vectors in x))
+            for template in templates:
+                before, after = (part.strip() for part in template.split("{}"))
+                texts.append([*filter(None, [before]), word, *filter(None, [after])])
+        found = self.model.encode_pieces(texts)
+        return Conditioning(found.prompt_embeds, pooled_prompt_embeds=found.pooled_prompt_embeds)
+
+
+class DenoisingLoss(ConceptLoss):
     """-E |prediction(x_t, t, f(sentence with e)) - target|^2, mean over the latents' numbers.
 
         x_t = alpha_t x_0 + sigma_t eps,   target: eps, v = alpha_t eps - sigma_t x_0, or x_0,
 
     whichever the network predicts. Without guidance, as networks are trained. A round draws
-    pictures, timesteps, noises, mirrors and sentences once, from its `Draw`, and tries every
-    candidate on them (common random numbers): else the ranking would be that of the noises. The
-    pictures are encoded once, to the mean of the encoder's distribution.
+    pictures, timesteps, noises, mirrors and sentences. The pictures are encoded once, to the mean
+    of the encoder's distribution.
 
     A round of n candidates is n draws times few large denoiser calls and one of the text encoder.
 
@@ -110,8 +182,6 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         torch.Size([1, 4])
     """
 
-    differentiable = True
-
     def __init__(
         self,
         model: FrozenModel,
@@ -133,18 +203,9 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
             )
         if sampling.flip and len(views) != 2:
             raise InvalidInput("a chance of mirrors needs the mirrored pictures' latents as well")
-        bad = [text for text in templates if text.count("{}") != 1]
-        if bad or not templates:
-            raise InvalidInput(f"sentences need one {{}} for the concept each, got {bad or 'none'}")
         if places and len(places) != views.shape[1]:
             raise InvalidInput(f"expected {views.shape[1]} places, one a picture, got {places}")
-        if rows < 1:
-            raise InvalidInput(f"a call has at least one row, got {rows=}")
-        self.model = model
-        self.templates = tuple(templates)
-        self.places = tuple(places) or ("",) * views.shape[1]
-        self.sampling = sampling
-        self.rows = rows
+        super().__init__(model, templates, sampling, places or ("",) * views.shape[1], rows)
         self._views = views.to(model.device, model.dtype)
         self._kind = str(model.scheduler.config.prediction_type)
 
@@ -163,25 +224,15 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
             parts.append(self._losses(told, trials, trial[span], recompute=n * m > self.rows))
         return torch.cat(parts).view(n, m)
 
-    def score(self, y: Tensor, draw: Draw) -> Tensor:
-        """The mean loss, negated: higher is better."""
-        return -y.mean(dim=1)
-
     def trials(self, draw: Draw) -> Trials:
         """The round's pictures, timesteps, noises, mirrors and sentences."""
         m, own = self.sampling.draws, self.sampling
-        pictures = _dealt(self._views.shape[1], m, draw.generator("pictures"))
+        pictures = dealt(self._views.shape[1], m, draw.generator("pictures"))
         mirrored = (torch.rand(m, generator=draw.generator("flips")) < own.flip).long()
         spread = (torch.arange(m) + torch.rand(m, generator=draw.generator("timesteps"))) / m
         steps = int(self.model.scheduler.config.num_train_timesteps)
         t = ((own.t_low + (own.t_high - own.t_low) * spread) * steps).long().clamp(max=steps - 1)
-        picks = torch.randperm(len(self.templates), generator=draw.generator("templates"))
-        some = [self.templates[i] for i in picks[: min(m, own.templates)].tolist()]
-        dealt = _dealt(len(some), m, draw.generator("sentences"))
-        whole = [
-            f"{some[i]} {self.places[j]}".rstrip()
-            for i, j in zip(dealt.tolist(), pictures.tolist(), strict=True)
-        ]
+        whole = self.sentences(pictures, draw)
         chosen = tuple(dict.fromkeys(whole))
         sentence = torch.tensor([chosen.index(text) for text in whole])
         eps = torch.randn((m, *self._views.shape[2:]), generator=draw.generator("noise"))
@@ -193,17 +244,6 @@ class DenoisingLoss(Objective[Vectors, Tensor]):
         noisy = alpha * x0 + sigma * eps
         targets = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}
         return Trials(t.to(device), noisy, targets[self._kind], chosen, sentence.to(device))
-
-    def states(self, x: Vectors, templates: Sequence[str]) -> Conditioning:
-        """The text encoder's states, [n * sentences, ...], a candidate's sentences side by side."""
-        texts: list[list[Piece]] = []
-        for i in range(len(x[0])):
-            word = Tokens(tuple(vectors[i] for vectors in x))
-            for template in templates:
-                before, after = (part.strip() for part in template.split("{}"))
-                texts.append([*filter(None, [before]), word, *filter(None, [after])])
-        found = self.model.encode_pieces(texts)
-        return Conditioning(found.prompt_embeds, pooled_prompt_embeds=found.pooled_prompt_embeds)
 
     def _losses(
         self, words: Conditioning, trials: Trials, trial: Tensor, *, recompute: bool = False
@@ -244,7 +284,7 @@ def _differentiable(
     return out
 
 
-def _dealt(kinds: int, draws: int, generator: torch.Generator) -> Tensor:
+def dealt(kinds: int, draws: int, generator: torch.Generator) -> Tensor:
     """[draws] of `kinds` in random order, each as often as the others, or once more."""
     decks = [torch.randperm(kinds, generator=generator) for _ in range(-(-draws // kinds))]
     return torch.cat(decks)[:draws]

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.concepts.base import ConceptMethod
+from tiller.concepts.base import DENOISING, ConceptMethod
 from tiller.concepts.card import model_card
 from tiller.concepts.drawing import sample, told_by, vocabulary
+from tiller.concepts.drawn import DrawnLoss
 from tiller.concepts.files import encoded
-from tiller.concepts.objective import DenoisingLoss, Sampling
+from tiller.concepts.initialize import clip_of
+from tiller.concepts.objective import ConceptLoss, DenoisingLoss, Sampling
 from tiller.concepts.watch import Look, Watch
 from tiller.core.budget import Budget, metered
 from tiller.core.errors import RunError
@@ -68,6 +70,7 @@ class Material:
     Attributes:
         space: what may change.
         z: [1, k, d] where it is e0.
+        pixels: [N, 3, H, W] in [0, 1], the pictures.
         latents: [views, N, C, h, w] of the pictures, the mirrored ones second where they are used.
         templates: the training sentences, the plainest first.
         places: how the sentences about each picture end.
@@ -75,12 +78,30 @@ class Material:
 
     space: ConceptSpace
     z: Tensor
+    pixels: Tensor
     latents: Tensor
     templates: tuple[str, ...]
     places: tuple[str, ...] = ()
 
-    def loss(self, model: FrozenModel, sampling: Sampling, rows: int = 128) -> DenoisingLoss:
-        """The loss of the pictures in these sentences, over the sampling."""
+    def loss(
+        self, model: FrozenModel, method: ConceptMethod, sampling: Sampling, rows: int = 128
+    ) -> ConceptLoss:
+        """The method's loss of the pictures in these sentences, over the sampling."""
+        if method.loss == DENOISING:
+            return self.denoising(model, sampling, rows)
+        return DrawnLoss(
+            model,
+            clip_of(model, method.clip),
+            self.pixels,
+            self.templates,
+            sampling,
+            steps=method.sketch_steps,
+            places=self.places,
+            rows=rows,
+        )
+
+    def denoising(self, model: FrozenModel, sampling: Sampling, rows: int = 128) -> DenoisingLoss:
+        """The denoising loss, whatever the method's."""
         return DenoisingLoss(
             model, self.latents, self.templates, sampling, places=self.places, rows=rows
         )
@@ -97,7 +118,12 @@ class Material:
 
     @classmethod
     def load(
-        cls, path: Path, latents: Tensor, templates: Sequence[str], places: Sequence[str]
+        cls,
+        path: Path,
+        pixels: Tensor,
+        latents: Tensor,
+        templates: Sequence[str],
+        places: Sequence[str],
     ) -> Material:
         """The material of a run's folder.
 
@@ -113,7 +139,7 @@ class Material:
                 about = file.metadata()
             start = torch.split(found["start"], json.loads(about["widths"]), dim=1)
             space = ConceptSpace(start, found.get("basis"), float(about["spread"]))
-            return cls(space, found["z"], latents, tuple(templates), tuple(places))
+            return cls(space, found["z"], pixels, latents, tuple(templates), tuple(places))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} is damaged ({error}); learn the concept again") from error
 
@@ -141,10 +167,11 @@ class ConceptRun:
         self.store = store
         self.budget = Budget.parse(spec["budget"])
         rows = int(spec["rows"])
-        self.objective = material.loss(model, method.sampling(), rows)
-        self._held_out = material.loss(model, method.held_out(), rows)
+        self.objective = material.loss(model, method, method.sampling(), rows)
+        self._held_out = material.loss(model, method, method.held_out(), rows)
         self._watch: Watch | None = None
         self._look: Look | None = None
+        self._looked = 0  # forwards of the latest look
         self._start = float("nan")
 
     def go(self, on_step: Callable[[Progress], None] | None = None) -> None:
@@ -177,13 +204,15 @@ class ConceptRun:
 
     def _begin(self) -> Iterator[Entry]:
         """The journal's first line: e0, its held-out loss and what it draws."""
-        look = self._new_watch().look(self.material.z)
+        with metered() as meter:
+            look = self._new_watch().look(self.material.z)
         self._keep(look.z, 0)
         names = self._draw("sample-0000", PREVIEWS)
         yield {
             "kind": "baseline",
             "scores": {"held_out": -look.loss},
             "held_out": look.loss,
+            "forwards": meter.cost.forwards,
             "image": names[0],
             "samples": names,
         }
@@ -196,7 +225,9 @@ class ConceptRun:
             return None
         best = step.evaluation.best
         centre = self.method.centre(step.state).to(step.z)
-        self._look = watch.look(torch.cat([centre, step.z[best : best + 1]]))
+        with metered() as meter:
+            self._look = watch.look(torch.cat([centre, step.z[best : best + 1]]))
+        self._looked = meter.cost.forwards
         return watch.plateau()
 
     def _entry(self, step: Step) -> Entry:
@@ -204,7 +235,7 @@ class ConceptRun:
         watch, look = self._watching(), self._look
         line: Entry = {"scores": {"held_out": -watch.best}}
         if look is not None:
-            line |= {"held_out": look.loss, "kept": look.kept}
+            line |= {"held_out": look.loss, "kept": look.kept, "forwards": self._looked}
             if look.kept:
                 self._keep(look.z, step.index)
         every = self.method.preview_every
@@ -270,7 +301,7 @@ class ConceptRun:
 
     def _new_watch(self) -> Watch:
         method, seed = self.method, int(self.spec["seed"])
-        looks = {"every": method.check_every, "patience": method.patience}
+        looks = {"every": method.check_every or 1, "patience": method.patience}
         return Watch(self.material.space, self._held_out, seed, **looks)
 
     def _watching(self) -> Watch:

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tiller.concepts.base import ConceptMethod
-from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.base import DENOISING, ConceptMethod
+from tiller.concepts.objective import ConceptLoss
 from tiller.concepts.vocabulary import Words
 from tiller.core.budget import Budget
 from tiller.core.search import Phase, Problem, SearchState
@@ -38,12 +38,13 @@ class Ti(ConceptMethod):
     Source: Gal et al. 2022, "An image is worth one word", section 4.
     """
 
+    loss: str = DENOISING
     lr: float = 0.005
     weight_decay: float = 0.01
     clip_norm: float | None = None
-    check_every: int = 100
+    check_every: int | None = 100
     patience: int = 8
-    preview_every: int = 500
+    preview_every: int | None = 500
 
     citation: ClassVar[str] = (
         "Gal et al., An image is worth one word: personalizing text-to-image generation using "
@@ -60,7 +61,7 @@ class Ti(ConceptMethod):
         space = ConceptSpace([torch.zeros_like(e) for e in start])
         return space, torch.cat(start, dim=1)[None]
 
-    def build(self, space: ConceptSpace, z: Tensor, objective: DenoisingLoss) -> list[Phase]:
+    def build(self, space: ConceptSpace, z: Tensor, objective: ConceptLoss) -> list[Phase]:
         """One descent of the loss from e0."""
         problem = Problem(starting_at(space, z), objective, self._solver())
         return [Phase("descent", lambda _: problem)]

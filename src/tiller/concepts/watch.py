@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.objective import ConceptLoss
 from tiller.core.rng import Draw
 from tiller.spaces.concept import ConceptSpace, Vectors
 
@@ -50,7 +50,7 @@ class Watch:
     """
 
     def __init__(
-        self, space: ConceptSpace, objective: DenoisingLoss, seed: int, *, every: int, patience: int
+        self, space: ConceptSpace, objective: ConceptLoss, seed: int, *, every: int, patience: int
     ) -> None:
         self.space, self.objective, self.seed = space, objective, seed
         self.every, self.patience = every, patience

@@ -115,7 +115,7 @@ class Recording:
         self._t.copy_(t)
         for own, given in zip(self._inputs, inputs, strict=True):
             rows = own.view(self._denoiser.branches, self._rows, *own.shape[1:])
-            rows[:, :n].copy_(given.view(self._denoiser.branches, n, *own.shape[1:]))
+            rows[:, :n].copy_(given.reshape(self._denoiser.branches, n, *own.shape[1:]))
 
     def _out_rows(self, grad: Tensor, n: int) -> Tensor:
         rows = grad.view(self._denoiser.branches, self._rows, *grad.shape[1:])
@@ -191,7 +191,7 @@ class Replays:
 
 
 def _rounded(n: int) -> int:
-    """n up to 4; from there on in steps of an eighth to a quarter, so that few shapes are met."""
+    """n up to 8; from there on in steps of an eighth to a quarter, so that few shapes are met."""
     step = 1 << max(0, (n - 1).bit_length() - 3)
     return -(-n // step) * step
 

@@ -1,0 +1,177 @@
+"""The drawn loss: what it draws, what it compares with what, and the start that it chooses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tiller.concepts.drawn import DrawnLoss
+from tiller.concepts.gfti import Gfti
+from tiller.concepts.initialize import lowest
+from tiller.concepts.learn import learn_concept, resume_concept
+from tiller.concepts.objective import Sampling
+from tiller.concepts.ti import Ti
+from tiller.concepts.vocabulary import words_of
+from tiller.core.budget import metered
+from tiller.core.errors import InvalidInput
+from tiller.core.evaluation import Autograd, evaluate
+from tiller.core.rng import Draw
+from tiller.models import FrozenModel, load_model
+from tiller.rewards._tower import Tower, tower_for
+from tiller.spaces.concept import ConceptSpace
+
+SENTENCES = ("a picture of {}", "{}")
+PLACES = ("on a blue background", "", "on a red background")
+
+
+@pytest.fixture(scope="module")
+def emoji() -> FrozenModel:
+    return load_model("emoji")
+
+
+@pytest.fixture(scope="module")
+def given() -> Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def tower(given: Tensor) -> Tower:
+    return tower_for("emoji", given)
+
+
+@pytest.fixture(scope="module")
+def space(emoji: FrozenModel) -> ConceptSpace:
+    return ConceptSpace([table[320:321].float() for table in emoji.token_embeddings])
+
+
+def test_with_all_steps_it_draws_what_the_sampler_draws(
+    emoji: FrozenModel,
+    tower: Tower,
+    given: Tensor,
+    space: ConceptSpace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And with fewer, it begins at the same noise level."""
+    settings = dataclasses.replace(emoji.defaults, num_inference_steps=5)
+    monkeypatch.setattr(emoji, "defaults", settings)
+    loss = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=5)
+    few = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=2)
+    assert loss.steps == [0, 1, 2, 3, 4]
+    assert few.steps == [0, 2]
+    sketches = loss.sketches(Draw(0, 1))
+    word = space.decode(torch.zeros(1, 1, 192))
+    with torch.no_grad():
+        words = loss.states(word, sketches.templates)
+        drawn = loss._drawn(words, sketches.noise)
+        negative = emoji.encode_pieces([[""]], [[""]]).negative_prompt_embeds
+        told = dataclasses.replace(words, negative_prompt_embeds=negative)
+        sampled = emoji.decode(loss.path.run(sketches.noise, told))
+        near = tower.embed_images(drawn) @ tower.embed_images(given).T
+        found = loss.render(word, Draw(0, 1))
+    assert torch.allclose(drawn, sampled, atol=5e-3)
+    assert float(found) == pytest.approx(1 - float(near.mean()), abs=1e-5)
+
+
+def test_a_placed_sentence_is_compared_with_its_picture_and_a_bare_one_with_all(
+    emoji: FrozenModel, tower: Tower, given: Tensor
+) -> None:
+    loss = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=6), steps=1, places=PLACES)
+    for round_ in range(3):
+        sketches = loss.sketches(Draw(0, round_))
+        assert torch.allclose(sketches.weights.sum(1), torch.ones(6))
+        for j, row in enumerate(sketches.weights):
+            text = sketches.templates[int(sketches.sentence[j])]
+            place = next((p for p in PLACES if p and text.endswith(p)), None)
+            wanted = torch.full((3,), 1 / 3)
+            if place is not None:
+                assert (j + round_) % 2 == 0
+                wanted = torch.eye(3)[PLACES.index(place)]
+            assert torch.allclose(row, wanted)
+
+
+def test_it_is_billed_and_has_a_gradient(
+    emoji: FrozenModel, tower: Tower, given: Tensor, space: ConceptSpace
+) -> None:
+    z = torch.zeros(2, 1, 192)
+    costs, grads = [], []
+    for rows in (128, 3):
+        sampling = Sampling(draws=2)
+        loss = DrawnLoss(emoji, tower, given, SENTENCES, sampling, steps=2, rows=rows)
+        with metered() as meter:
+            found = evaluate(space, loss, z, Draw(0, 0), Autograd())
+        assert found.grad is not None
+        grads.append(found.grad)
+        costs.append((meter.cost.forwards, meter.cost.backwards))
+    assert costs == [(16, 16), (16, 16)]  # 2 candidates, 2 drawings, 2 steps, 2 branches
+    assert loss.forwards_per_candidate == 8
+    assert torch.allclose(grads[0], grads[1], rtol=1e-2, atol=1e-4)
+    assert float(grads[0].abs().sum()) > 0
+    with pytest.raises(InvalidInput, match="expected 3 places"):
+        DrawnLoss(emoji, tower, given, SENTENCES, places=("on a blue background",))
+
+
+def test_the_start_is_the_word_of_the_lowest_loss(
+    emoji: FrozenModel, tower: Tower, space: ConceptSpace
+) -> None:
+    """Red squares on white: a colour's word draws nearer to them than a black animal's mix."""
+    pixels = torch.ones(2, 3, 64, 64)
+    pixels[:, 1:, 16:48, 16:48] = 0.1
+    loss = DrawnLoss(emoji, tower, pixels, SENTENCES, Sampling(draws=4, templates=2), steps=2)
+    words = words_of(emoji)
+    names = ["elephant", "red", "whale"]
+    mixed = [table[words.names.index("snake")][None] for table in words.tables]
+    start, word = lowest(loss, mixed, words, names, Draw(0, -3))
+    x = tuple(
+        torch.stack([own, *(t[words.names.index(n)][None] for n in names)])
+        for own, t in zip(mixed, words.tables, strict=True)
+    )
+    best = int(loss.render(x, Draw(0, -3)).mean(1).argmin())
+    assert word == (names[best - 1] if best else None)
+    assert torch.equal(start[0], x[0][best])
+
+
+def test_fields_left_open_are_settled_by_the_model_and_the_loss(
+    emoji: FrozenModel, model: FrozenModel
+) -> None:
+    own = Gfti().settled(emoji)
+    assert (own.loss, own.init, own.d, own.popsize, own.stretch) == ("drawn", "best", 16, 16, 0.5)
+    papers = Gfti().settled(model)
+    assert (papers.loss, papers.init, papers.d, papers.popsize) == ("denoising", "clip", None, 30)
+    assert papers.held_out_draws == 64
+    assert Gfti(d=7, loss="denoising").settled(emoji).d == 7
+    assert Ti().settled(emoji).loss == "denoising"
+    assert own.settled(emoji) == own
+    with pytest.raises(InvalidInput, match="loss must be one of auto, drawn, denoising"):
+        Gfti(loss="perceptual")
+
+
+def test_a_run_of_the_bundled_model_goes_on_bit_for_bit(emoji: FrozenModel, tmp_path: Path) -> None:
+    photos = []
+    for ground in ("white", "yellow", "blue"):
+        photo = Image.new("RGB", (64, 64), ground)
+        photo.paste((220, 40, 40), (20, 16, 48, 44))
+        photos.append(photo)
+    settings = {"popsize": 3, "draws": 1, "sketch_steps": 1, "held_out_draws": 2, "check_every": 1}
+    common = settings | {"preview_every": 0, "init": "red"}
+
+    def stop(progress: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = learn_concept(
+        emoji, photos, "<box>", budget="steps=2", out=tmp_path / "whole", **common
+    )
+    with pytest.raises(KeyboardInterrupt):
+        learn_concept(
+            emoji, photos, "<box>", budget="steps=2", out=tmp_path / "cut", on_step=stop, **common
+        )
+    (run,) = (tmp_path / "cut").iterdir()
+    again = resume_concept(run, model=emoji)
+    assert again.cost.forwards == whole.cost.forwards == 2 * 3 * 1 * 1 * 2
+    assert again.aside == whole.aside == (1 + 2 + 2 + 2) * 2 * 2  # e0, two looks, the report
+    assert again.loss == whole.loss
+    assert torch.equal(again.concept.vectors[0], whole.concept.vectors[0])
