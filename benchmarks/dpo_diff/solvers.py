@@ -222,6 +222,14 @@ def claims(curves: Curves, raw: Sequence[Outcome]) -> tuple[list[str], dict[str,
             f"The paper's claim that GPO leads EPO at low budgets {verdict(first)}: {first} at "
             f"{low} evaluations; with gradient steps free it {verdict(counted)}: {counted}."
         )
+        rises = (curves.gained[name] for name in ("epo", "gpo"))
+        epo, gpo = ([b - a for a, b in zip(one[low], one[high], strict=True)] for one in rises)
+        later = over_prompts(raw, [a - b for a, b in zip(epo, gpo, strict=True)])
+        gaps["gpo less epo"]["epo's rise less gpo's"] = later
+        sentences.append(
+            f"That GPO plateaus sooner {verdict(later)}: from {low} to {high} EPO rises by {later} "
+            "more."
+        )
     for other in ("random", "epo", "gpo"):
         if {"gpo+es", other} <= run:
             last = gap("gpo+es", other, high)

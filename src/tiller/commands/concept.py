@@ -67,7 +67,9 @@ def learn(
     method: Annotated[str, typer.Option(help="gfti, without gradients, or ti, with.")] = "gfti",
     init: Annotated[
         str | None,
-        typer.Option(metavar="WORD", help="Where to begin: best, clip, random, or a word such as bird."),
+        typer.Option(
+            metavar="WORD", help="Where to begin: best, clip, random, or a word such as bird."
+        ),
     ] = None,
     crop: Crop = "centre",
     background: Ground = "white",

@@ -191,7 +191,7 @@ class Replays:
 
 
 def _rounded(n: int) -> int:
-    """n up to 4; from there on in steps of an eighth to a quarter, so that few shapes are met."""
+    """n up to 8; from there on in steps of an eighth to a quarter, so that few shapes are met."""
     step = 1 << max(0, (n - 1).bit_length() - 3)
     return -(-n // step) * step
 
