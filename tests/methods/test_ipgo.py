@@ -67,10 +67,13 @@ def test_the_run_is_torchs_adam_on_the_papers_loss(anchor: str, task: Task) -> N
     for step in rest:
         assert torch.allclose(step.z, z.detach(), atol=2e-5)
         optimizer.zero_grad()
-        told = words.conditioning(space.affixes.decode(z))
+        affix = space.affixes.decode(z)
+        told = words.conditioning(affix)
         latents = trajectory.run(steps[0].z, told, gradient=Gradient.last(1))
         reward = task.reward(task.model.decode(latents), [task.prompt])
-        off = told.prompt_embeds.mean(dim=1) - words.states.mean(dim=1)
+        anchored = words.conditioning(affix.times(0.0)).prompt_embeds
+        before = anchored if affix.anchored else words.states
+        off = told.prompt_embeds.mean(dim=1) - before.mean(dim=1)
         loss = -reward.sum() + 0.3 * off.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([z], 1.0)

@@ -174,6 +174,21 @@ def test_a_retracted_step_goes_along_the_manifold() -> None:
     assert errors[1] < errors[0] / 50  # 100 for an exact second order
 
 
+@pytest.mark.parametrize(("d", "m"), [(9, 4), (4, 9)])
+def test_where_the_singular_values_do_not_converge_the_nearest_is_found_all_the_same(
+    d: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred columns near the manifold did that: their singular values nearly coincide."""
+    basis = torch.randn(2, d, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nearest = nearest_orthonormal(basis)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.linalg.LinAlgError("linalg.svd: the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    torch.testing.assert_close(nearest_orthonormal(basis), nearest, rtol=0, atol=1e-12)
+
+
 def test_a_wide_basis_gets_orthonormal_rows_and_zero_a_basis_all_the_same() -> None:
     wide = nearest_orthonormal(torch.randn(1, 3, 7, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(wide @ wide.mT, torch.eye(3)[None], atol=1e-5)

@@ -121,12 +121,13 @@ def test_conformity_is_equation_11_and_its_gradient_the_difference_quotient(
     batch = [Words.of(wide, 3), Words.of(wide, 6)]
     space = replace(SPACE, anchored=anchored)
     penalty = Conformity(space.decode, lambda draw: Prompts.of(batch), weight=0.5)
-    z = space.sample(2, Stream(0)).requires_grad_()
+    z = (space.sample(2, Stream(0)) + 0.3).requires_grad_()
     affix = space.decode(z)
     expected = torch.zeros(2, dtype=torch.float64)
     for words in batch:
         told = words.conditioning(affix).prompt_embeds
-        off = told.mean(dim=1) - words.states.mean(dim=1)
+        before = words.conditioning(affix.times(0.0)).prompt_embeds if anchored else words.states
+        off = told.mean(dim=1) - before.mean(dim=1)
         expected += off.square().sum(dim=1) / len(batch)
     value = penalty.value(z, Draw(0, 0))
     assert torch.allclose(value, expected)

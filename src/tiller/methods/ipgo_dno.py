@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
@@ -33,7 +33,7 @@ class IpgoDno(AffixMethod):
 
     Attributes:
         eta: 1 moves every step's noise, 0 the initial noise alone (as `dno`).
-        noise_lr: Adam's learning rate of the noises; None for the model's own, as `dno`.
+        noise_lr: Adam's learning rate of the noises (DNO, appendix D.2: .01).
         noise_clip_norm: largest norm of the noises' gradient (DNO's release: 1).
         trust: largest distance of each step's noise from the norm sqrt(d) that N(0, I) has; none
             lets the noise go anywhere (as `dno`).
@@ -49,17 +49,12 @@ class IpgoDno(AffixMethod):
     """
 
     eta: float = 1.0
-    noise_lr: float | None = None
+    noise_lr: float = 0.01
     noise_clip_norm: float | None = 1.0
     trust: float | None = None
     gradient: str = "full"
 
     default_budget: ClassVar[Budget] = Budget(steps=31)
-
-    def at(self, model: FrozenModel) -> Self:
-        """With the model's rate for the noises, where none was given."""
-        own = super().at(model)
-        return own if own.noise_lr is not None else replace(own, noise_lr=model.noise_lr)
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """DDIM with this method's eta; other schedulers have no noise of their own to search."""
@@ -90,8 +85,7 @@ class IpgoDno(AffixMethod):
         assert space.moving is not None, "it was asked for"
         objective = self.pictures(task, mode, self.conformity(space))
         tokens = Part(space.affixes.dimension, self.lr, self.schedule(), self.clip_norm)
-        noise_lr = task.model.noise_lr if self.noise_lr is None else self.noise_lr
-        noises = Part(space.moving.dimension, noise_lr, clip_norm=self.noise_clip_norm)
+        noises = Part(space.moving.dimension, self.noise_lr, clip_norm=self.noise_clip_norm)
         solver = GradientSolver(
             rule=Parts((tokens, noises)),
             lr=1.0,

@@ -61,6 +61,20 @@ def nearest_orthonormal(basis: Tensor) -> Tensor:
     one at the smallest distance (Fan and Hoffman 1955), and so a retraction: to first order in a
     move it is the move along the manifold. It treats all columns alike, which QR does not.
     """
-    left, _, right = torch.linalg.svd(basis, full_matrices=False)
+    try:
+        left, _, right = torch.linalg.svd(basis, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # all values nearly coincide
+        return _by_eigenvectors(basis)
     nearest: Tensor = left @ right
+    return nearest
+
+
+def _by_eigenvectors(basis: Tensor) -> Tensor:
+    """The same as B (B^T B)^(-1/2), from a symmetric problem, which repeated values do not stop."""
+    if basis.shape[-2] < basis.shape[-1]:
+        return _by_eigenvectors(basis.mT).mT
+    wide = basis.double()
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)
+    root = vectors * values.clamp(min=torch.finfo(wide.dtype).eps).rsqrt()[..., None, :]
+    nearest: Tensor = (wide @ root @ vectors.mT).to(basis.dtype)
     return nearest

@@ -196,21 +196,18 @@ class Prompts:
     Attributes:
         means: [b, D] of their states.
         counts: [b] how many they are.
-        padding: [b, D] the states of their padding.
     """
 
     means: Tensor
     counts: Tensor
-    padding: Tensor
 
     @classmethod
     def of(cls, words: list[Words]) -> Prompts:
         """Of a batch of prompts; in float32 at least, on the CPU, where affixes are."""
         wide = torch.promote_types(words[0].states.dtype, torch.float32)
         states = [w.states[0].detach().to("cpu", wide) for w in words]
-        padding = [w.padding[0, 0].detach().to("cpu", wide) for w in words]
         means = torch.stack([s.mean(dim=0) for s in states])
-        return cls(means, torch.tensor([len(s) for s in states]), torch.stack(padding))
+        return cls(means, torch.tensor([len(s) for s in states]))
 
 
 @dataclass(frozen=True)
@@ -219,8 +216,9 @@ class Conformity(Regulariser):
 
         value(z) = | mean_j T_j - mean_k f(C)_k |^2 = | sum_j V_j - M mean_k f(C)_k |^2 / J^2
 
-    with the M tokens V of the affixes (anchored: pad + V), the K of the prompt, and J = M + K;
-    averaged over a batch of prompts.
+    with the M tokens V of the affixes, the K of the prompt, and J = M + K; averaged over a batch of
+    prompts. For anchored tokens, which the prompt's padding pulls already, it is how far V pulls
+    further, | sum_j V_j |^2 / J^2: at their start they cost no more than the unsteered prompt does.
 
     Attributes:
         affix: z [n, d] to the tokens.
@@ -248,7 +246,7 @@ class Conformity(Regulariser):
         """The penalty [n] of z [n, d]; differentiable."""
         affix, batch = self.affix(z), self.prompts(draw)
         total = affix.prefix.sum(dim=1) + affix.suffix.sum(dim=1)  # [n, D]
-        means = batch.means - batch.padding if affix.anchored else batch.means
+        means = torch.zeros_like(batch.means) if affix.anchored else batch.means
         off = total[:, None] - affix.length * means.to(total)  # [n, b, D]
         tokens = (affix.length + batch.counts).to(total)
         return (off / tokens[:, None]).square().sum(dim=2).mean(dim=1)
