@@ -43,6 +43,7 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "reno": {"method": "reno", "budget": f"steps={steps}"},
         "dno": {"method": "dno", "lr": 0.01, "budget": f"steps={steps}"},
         "dno_fast": {"method": "dno", "lr": 0.05, "budget": f"steps={steps}"},
+        "dno_prno": {"method": "dno", "gamma": 0.1, "budget": f"steps={steps}"},
         "dno_warm": {
             "method": "dno",
             "warm_start": 8,

@@ -63,7 +63,7 @@ class Gallery:
         model: draws.
         method: whose sampler settings are used.
         folder: keeps `pictures.jsonl`, a line a picture.
-        batch: pictures drawn at once.
+        batch: pictures drawn at once, fewer where the free memory takes fewer.
     """
 
     def __init__(
@@ -89,8 +89,9 @@ class Gallery:
     def look(self, asked: Sequence[Asked]) -> list[Seen]:
         """What each picture is worth, in the order asked."""
         new = [one for one in dict.fromkeys(asked) if self._key(one) not in self._known]
-        for first in range(0, len(new), self.batch):
-            some = new[first : first + self.batch]
+        size = min(self.batch, self.path.room(self.model.encode([""], [""]))) if new else 1
+        for first in range(0, len(new), size):
+            some = new[first : first + size]
             seen = dict(zip(map(self._key, some), self._draw(some), strict=True))
             self._known |= seen
             lines = [json.dumps({"key": key, **asdict(one)}) for key, one in seen.items()]

@@ -251,7 +251,6 @@ def _planned(
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = _reward(reward, loaded)
     name, chosen = make_method(method, settings, optimized)
-    chosen = chosen.at(loaded)
     watched = _held_out(held_out, optimized, loaded)
     common = {
         "citation": chosen.citation,

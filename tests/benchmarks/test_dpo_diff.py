@@ -188,8 +188,8 @@ def test_solvers_are_compared_where_their_gradient_steps_are_paid_for(
         assert row["16, paper's count"]["value"] >= row["16"]["value"]
         assert row["at the end: calls"]["value"] <= 16 * 2 * 2 * 4  # the budget, exactly kept
     assert table["random"]["16"] == table["random"]["16, paper's count"]
-    gaps = table["gpo less epo"], table["bandit less gpo"]
-    for gap, (mine, other) in zip(gaps, (("gpo", "epo"), ("bandit", "gpo")), strict=True):
+    gaps = table["gpo less epo"], table["gpo+es less epo"]
+    for gap, (mine, other) in zip(gaps, (("gpo", "epo"), ("gpo+es", "epo")), strict=True):
         assert gap["16"]["value"] == pytest.approx(
             table[mine]["16"]["value"] - table[other]["16"]["value"]
         )

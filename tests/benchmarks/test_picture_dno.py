@@ -16,7 +16,6 @@ SMALL = {
     "ood": ["--prompts", "2", "--steps", "2"],
     "ode_sde": ["--prompts", "1", "--steps", "2"],
     "rewards": ["--prompts", "1", "--steps", "6", "--rewards", "preference"],
-    "rates": ["--prompts", "2", "--steps", "3", "--at", "1", "3", "--rewards", "clip"],
     "black_box": ["--prompts", "2", "--calls", "100"],
     "ablation": ["--prompts", "1", "--steps", "1", "--rows", "gamma=0", "k=1", "b=1"],
 }

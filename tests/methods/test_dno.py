@@ -63,17 +63,6 @@ def test_the_regulariser_is_the_papers(task: Task) -> None:
     assert made == (Prno(k=2, b=100, weight=0.1, device=task.model.device),)
 
 
-def test_the_rate_is_the_models_own_unless_given(task: Task) -> None:
-    model = load_model(fake_pipeline())
-    model.noise_lr = 0.05
-    theirs = replace(task, model=model)
-    assert [problem(SMALL, one).solver.lr for one in (task, theirs)] == [0.01, 0.05]
-    assert SMALL.at(model) == replace(SMALL, lr=0.05)
-    given = replace(SMALL, lr=0.02)
-    assert given.at(model) is given
-    assert problem(given, theirs).solver.lr == 0.02
-
-
 @pytest.mark.parametrize("estimator", ["zeroth_order", "hybrid1", "hybrid2"])
 def test_a_black_box_keeps_every_promise_of_a_method(estimator: str, black_box: Task) -> None:
     method = replace(SMALL, estimator=estimator, q=2, gamma=0.1)

@@ -173,8 +173,6 @@ def test_the_phases_in_order_each_from_what_was_found(choices: str, task: Task) 
         ("gpo+es", "negative"),
         ("gpo", "negative"),
         ("epo", "negative"),
-        ("annealing", "negative"),
-        ("bandit", "negative"),
         ("random", "negative"),
         ("gpo+es", "positive"),
     ],

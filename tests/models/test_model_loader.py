@@ -57,9 +57,6 @@ def test_defaults_of_the_folder(folder: Path, tmp_path: Path) -> None:
     copy = clone(folder, tmp_path)
     (copy / "defaults.json").write_text('{"num_inference_steps": 20, "guidance_scale": 4.0}')
     assert load_model(copy).defaults == SamplerSettings(20, 4.0, 0.0, 16, 16, "ddim")
-    assert load_model(copy).noise_lr == 0.01
-    (copy / "defaults.json").write_text('{"noise_lr": 0.05}')
-    assert load_model(copy).noise_lr == 0.05
     (copy / "defaults.json").write_text('{"steps": 20}')
     assert "num_inference_steps" in message(copy)
     (copy / "defaults.json").write_text("{")

@@ -16,8 +16,6 @@ from tiller.core.rng import Stream
 from tiller.core.search import search
 from tiller.core.solver import Solver
 from tiller.core.space import starting_at
-from tiller.solvers.annealing import Annealing
-from tiller.solvers.bandit import Bandit
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.evolution import Evolution
 from tiller.solvers.random import Random
@@ -85,15 +83,7 @@ def test_local_search_beats_sampling_where_a_neighbour_is_better() -> None:
 @given(
     choices=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     seed=st.integers(0, 1000),
-    kind=st.sampled_from(
-        [
-            Evolution(),
-            Evolution(population=3, keep=1),
-            Random(batch=3),
-            Annealing(chains=3),
-            Bandit(startup=4, batch=3, pool=6),
-        ]
-    ),
+    kind=st.sampled_from([Evolution(), Evolution(population=3, keep=1), Random(batch=3)]),
 )
 def test_small_spaces_are_searched_through_without_repeats(
     choices: list[int], seed: int, kind: Solver[Any]

@@ -27,8 +27,6 @@ from tiller.methods._wording import answered, wording_of
 from tiller.methods.base import Method, Task
 from tiller.rewards._tower import EMOJI
 from tiller.rewards.base import Reward
-from tiller.solvers.annealing import Annealing
-from tiller.solvers.bandit import Bandit
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.evolution import Evolution
 from tiller.solvers.gradient import Gradient as GradientSolver
@@ -38,7 +36,7 @@ from tiller.spaces.put_back import PutBack, put_back
 from tiller.spaces.relaxed_words import LARGEST, RelaxedWords, SimilarityPenalty
 from tiller.spaces.words import LearnedWords, Words
 
-SOLVERS = ("epo", "annealing", "bandit", "gpo+es", "gpo", "random")
+SOLVERS = ("epo", "gpo+es", "gpo", "random")
 Parts = Literal["positive", "negative", "both"]
 SPACES = ("auto", "positive", "negative", "both")
 _LEAST = {"n": 1, "library": 0, "noises": 1, "iterations": 1, "unseen": 0, "batch": 1}
@@ -260,8 +258,6 @@ class WordSearch(Method):
             space: Space[Any] = starting_at(learned, learned.mode) if learns else learned
             known = ((tuple(before.best.z[0].tolist()), before.best.score),)
             solvers: dict[str, Solver[Any]] = {
-                "annealing": Annealing(known=known),
-                "bandit": Bandit(startup=self.population, known=known),
                 "epo": replace(self._evolution(), known=known),
                 "gpo+es": replace(self._evolution(), known=known),
             }

@@ -114,10 +114,6 @@ class Method(ABC):
         """What to know of a run by this method: shown as it begins, and kept in its journal."""
         return ()
 
-    def at(self, model: FrozenModel) -> Self:
-        """These settings with what the model declares in place of None, for a run's record."""
-        return self
-
     def begun(self, task: Task) -> Self:
         """These settings as a run of the task begins with them, for its record.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
@@ -44,7 +44,7 @@ class Dno(Method):
 
     Attributes:
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
-        lr: Adam's learning rate; None for the model's own (DNO appendix: .01).
+        lr: Adam's learning rate (DNO appendix: .01).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent; 0 starts at the run's own seed.
@@ -57,7 +57,8 @@ class Dno(Method):
             rewards learned from people; 0 leaves it out).
         k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
         b: random orders of z a step for the regulariser (DNO appendix: 100).
-        own_order: with gamma, also bound the means of z's stretches in its own order (ours).
+        own_order: with gamma, also bound the means of z's stretches in its own order (ours; off,
+            since it was measured on a toy alone, and no picture has shown that it helps).
         estimator: how the reward's gradient is had: autograd, zeroth_order, hybrid1 or hybrid2;
             auto takes autograd where the reward has gradients, else hybrid2.
         q: perturbations a step of the estimators that compare scores; None for the paper's 16, 8
@@ -66,7 +67,7 @@ class Dno(Method):
     """
 
     eta: float = 1.0
-    lr: float | None = None
+    lr: float = 0.01
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     warm_start: int = 0
@@ -86,10 +87,6 @@ class Dno(Method):
     )
     default_budget: ClassVar[Budget] = Budget(steps=30)
 
-    def at(self, model: FrozenModel) -> Self:
-        """With the model's rate, where none was given."""
-        return self if self.lr is not None else replace(self, lr=model.noise_lr)
-
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """DDIM with this method's eta; other schedulers have no noise of their own to search."""
         if self.scheduler not in (None, "ddim"):
@@ -105,7 +102,7 @@ class Dno(Method):
         objective = self.pictures(task, Gradient.full(), self._regularisers(task.model.device))
         solver = GradientSolver(
             rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
-            lr=task.model.noise_lr if self.lr is None else self.lr,
+            lr=self.lr,
             clip_norm=self.clip_norm,
             population=self.population,
             halve_every=self.halve_every,

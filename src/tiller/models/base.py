@@ -191,8 +191,6 @@ class FrozenModel(ABC):
         device: where the weights are.
         dtype: of the weights and latents.
         scheduler: the diffusers scheduler that the model came with; a template, never stepped.
-        noise_lr: the rate at which `dno` moves its noises, unless told otherwise (the DNO paper:
-            .01 for Stable Diffusion).
         pipeline_class: the diffusers pipeline that draws what this draws, for exports; "" if none.
         guidance_input: whether the network takes the guidance scale as an input (latent
             consistency models), so that there is no unconditional branch.
@@ -211,7 +209,6 @@ class FrozenModel(ABC):
     device: torch.device
     dtype: torch.dtype
     scheduler: Any
-    noise_lr: float = 0.01
     pipeline_class: str = ""
     guidance_input: bool = False
     masks_tokens: bool = False

@@ -50,8 +50,8 @@ class LatentDiffusion(FrozenModel):
         name: for messages.
         source: what `load_model` can load again, for run records.
         options: what else it was given.
-        defaults: `noise_lr` and fields of `SamplerSettings` that it was made for; the others are
-            the pipeline call's own steps and guidance, its own scheduler and its UNet's size.
+        defaults: fields of `SamplerSettings` that it was made for; the others are the pipeline
+            call's own steps and guidance, its own scheduler and its UNet's size.
         scheduler: replace the scheduler by the one of this name.
         concepts: learned words, which prompts may name by their tokens.
 
@@ -103,7 +103,6 @@ class LatentDiffusion(FrozenModel):
             "scheduler": name_of(self.scheduler),
         }
         own |= defaults or {}
-        self.noise_lr = own.pop("noise_lr", self.noise_lr)
         if scheduler is not None:
             own["scheduler"] = scheduler
         self.defaults = SamplerSettings(**own)

@@ -243,7 +243,7 @@ def _kind(source: str, local_files_only: bool | None) -> str:
 
 
 def _read_defaults(folder: Path) -> dict[str, Any]:
-    """`noise_lr` and fields of `SamplerSettings` in the folder's `defaults.json`, if it has one."""
+    """The fields of `SamplerSettings` in the folder's `defaults.json`, if it has one."""
     file = folder / "defaults.json"
     if not file.is_file():
         return {}
@@ -251,7 +251,7 @@ def _read_defaults(folder: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidInput(f"{str(file)!r} is not JSON: {error}") from error
-    allowed = [*(f.name for f in fields(SamplerSettings)), "noise_lr"]
+    allowed = [f.name for f in fields(SamplerSettings)]
     unknown = sorted(set(found) - set(allowed)) if isinstance(found, dict) else [type(found)]
     if unknown:
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""Candidates of a discrete space that were not tried yet; shared by solvers of these."""
+"""Candidates of a discrete space that were not tried yet; shared by `random` and `evolution`."""
 
 from __future__ import annotations
 
@@ -118,22 +118,6 @@ def uniform(choices: Sequence[int], generator: Generator) -> Candidate:
     limits = torch.tensor(choices)
     draws = torch.rand(len(choices), generator=generator, dtype=torch.float64)
     return tuple((draws * limits).long().clamp_(max=limits - 1).tolist())
-
-
-def neighbour(
-    space: Discrete[Any], candidate: Candidate, rate: float, generator: Generator
-) -> Candidate:
-    """The candidate with some positions, one at least, as in another sample of the space.
-
-    So options are as likely as the space says; a sample may agree with the candidate there.
-    """
-    beyond = 2**31  # the first samples of a space may be given ones
-    stream = Stream(integer(2**62, generator), "neighbour", beyond)
-    other = rows(space.sample(1, stream))[0]
-    changed = torch.rand(len(candidate), generator=generator) < rate
-    changed[integer(len(candidate), generator)] = True
-    pairs = zip(candidate, other, changed.tolist(), strict=True)
-    return tuple(new if change else old for old, new, change in pairs)
 
 
 def integer(limit: int, generator: Generator) -> int:

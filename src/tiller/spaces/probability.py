@@ -14,8 +14,10 @@ million numbers takes longer than the bounds themselves, so z is shuffled once a
 orders are shuffles of some thousands of chunks of that: each order is uniformly distributed, as in
 the paper, and up to 4,096 numbers, where a chunk is one number, they are independent as well. A
 few numbers are left out where k and the chunks do not divide z: other ones in each call. As many
-orders as make a million numbers are looked at together, so that an accelerator is not kept waiting
-for a hundred small calls, and memory stays small.
+orders as make a million numbers are looked at together, two million on an accelerator, which is not
+kept waiting for a hundred small calls then, and memory stays small: at Stable Diffusion's size,
+820,000 numbers, two orders at a time, some 53 MB beside z. (On an H100 one at a time added 43 MB
+and took .11 s, twenty at a time 221 MB and .03 s; 53 is read off between the two.)
 
 Source: Tang et al., "Inference-time alignment of diffusion models with direct noise optimization",
 lemma 1 and equations 9 to 12. The paper prints max{2 exp(..), 1}, which is never below 1: a bound
@@ -42,7 +44,7 @@ from tiller.core.shapes import Points
 LOG_2 = math.log(2)
 CHUNKS = 4096  # of z that are shuffled: many, and few enough to be copied piece by piece
 TOGETHER = 1 << 20  # numbers of several orders that are looked at together: 4 MB in float32
-TOGETHER_FAST = 1 << 24  # the same on an accelerator, which waits for its calls rather than memory
+TOGETHER_FAST = 1 << 21  # the same on an accelerator, which waits for its calls
 
 
 def probability(
@@ -96,7 +98,7 @@ class Prno(Regulariser):
     So score = reward + gamma E[log p1 + log p2] with gamma = `weight`. It is 0 where both bounds
     say nothing, about .1 for a typical draw of N(0, I), and grows with the distance from that law.
     The orders are drawn anew each round. The gradient is closed-form, without a graph: it needs a
-    few copies of z and of a million numbers, whatever b is.
+    few copies of z and of a million or two of numbers, whatever b is.
 
     Attributes:
         k: length of the vectors (the paper: 2; 1 sees no covariance, 100 leaves too few vectors).

@@ -225,6 +225,5 @@ def write_defaults(folder: Path) -> None:
         "eta": 0.0,
         "height": 64,
         "width": 64,
-        "noise_lr": 0.01,
     }
     (folder / "defaults.json").write_text(json.dumps(settings, indent=2) + "\n")
