@@ -63,7 +63,7 @@ def attended(similarity: Tensor, tables: Sequence[Tensor], temperature: float) -
 
     Example:
         >>> words = torch.eye(3)
-        >>> attended(torch.tensor([[1.0, 0.0, 0.0]]), [words], 100.0)[0].tolist()
+        >>> attended(torch.tensor([[1.0, 0.0, 0.0]]), [words], 100.0)[0].round(decimals=6).tolist()
         [1.0, 0.0, 0.0]
     """
     weights = (temperature * similarity.double()).softmax(dim=1).mean(0)
