@@ -73,7 +73,7 @@ def test_parts_of_the_grid_write_files_of_their_own(
 ) -> None:
     """Two processes make a concept each, a third reads what both have kept, and only that."""
     tiny = [*TINY, "--concepts", "3", *FIELDS, "popsize=4", *folders, "--model", str(model)]
-    wanted = ["--variants", "word", "pca", "d=64"]
+    wanted = ["--variants", "word", "pca", "d=16"]
     for part in ("1/3", "2/3"):
         with pytest.raises(SystemExit) as ended:
             run("variants", *tiny, *wanted, "--only", part)
@@ -81,18 +81,23 @@ def test_parts_of_the_grid_write_files_of_their_own(
     kept = sorted(path.name for path in (tmp_path / "cells").glob("*.jsonl"))
     assert kept == ["cells1-3.jsonl", "cells2-3.jsonl"]
     lines = (tmp_path / "cells" / kept[0]).read_text().splitlines()
-    assert len(lines) == 2  # d = 64 is the default, and not made again
+    assert len(lines) == 2  # d = 16 is the default, and not made again
     found = run("variants", *tiny, *wanted, "--kept")
-    assert found["table"]["d=64"]["reconstruction"]["runs"] == 2
-    assert found["table"]["d=64"] == found["table"]["pca"]
+    assert found["table"]["d=16"]["reconstruction"]["runs"] == 2
+    assert found["table"]["d=16"] == found["table"]["pca"]
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")
 def test_convergence_draws_its_curves(
     run: Callable[..., Any], folders: list[str], model: Path, tmp_path: Path
 ) -> None:
-    found = run("convergence", *TINY, *FIELDS, *folders, "--model", str(model))
-    assert set(found["curves"]) == {"gfti", "gfti, no init", "ti", "ti, no init"}
+    found = run("convergence", *TINY, *FIELDS, "clip=emoji", *folders, "--model", str(model))
+    assert set(found["curves"]) == {
+        "gfti, from the best word",
+        "gfti, from CLIP's mix",
+        "gfti, from any word",
+        "gradients, from the best word",
+    }
     assert all(points[0][0] == 0 for points in found["curves"].values())
     assert (tmp_path / "figures" / "convergence.svg").is_file()
 
@@ -107,6 +112,6 @@ def test_the_distribution_of_the_increment(run: Callable[..., Any], folders: lis
 
 def test_what_a_generation_costs(run: Callable[..., Any], model: Path) -> None:
     found = run("cost", "--model", str(model), "--rounds", "2", "--set", "popsize=4", "draws=2")
-    assert found["rows"] == 8
+    assert found["candidates x draws"] == [4, 2]
     assert found["generation / bare forwards"] > 0
     assert 0 < found["CMA-ES share"] < 1
