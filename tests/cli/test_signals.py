@@ -48,7 +48,7 @@ def children() -> Iterator[list[Child]]:
             child.process.join()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_ctrl_c_ends_after_the_step_and_the_run_goes_on_where_it_stood(
     model: Path, tmp_path: Path, tiller: Tiller, children: list[Child]
 ) -> None:
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_after_the_step_and_the_run_goes_on_where_it_stood(
     assert [entry["step"] for entry in rounds(out)] == list(range(1, more + 1))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_second_ctrl_c_ends_at_once_and_keeps_the_last_step(
     model: Path, tmp_path: Path, children: list[Child]
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_the_last_step(
     assert len(rounds(out)) >= 1
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_at_random_moments_and_resumed_a_run_ends_as_if_nothing_had_happened(
     model: Path, tmp_path: Path, children: list[Child]
 ) -> None:

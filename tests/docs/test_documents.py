@@ -25,7 +25,7 @@ def blocks(document: Path, language: str) -> list[str]:
 def run(arguments: list[str], folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     return subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=280
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=840
     )
 
 

@@ -37,7 +37,7 @@ def _steps(store: RunStore) -> int:
     return len([entry for entry in store.entries() if entry["kind"] == "step"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_kill_at_twenty_random_moments_then_resume_equals_the_uninterrupted_run(tmp_path):
     straight = RunStore.create(tmp_path / "a", toy.SPEC, "toy")
     straight.close()
