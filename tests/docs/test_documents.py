@@ -56,7 +56,7 @@ def test_extend_shows_a_reward_a_solver_and_a_method_that_run(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["README.md", "docs/start.md"])
 def test_the_commands_of_a_newcomer_run_as_they_stand(name: str, tmp_path: Path) -> None:
     """Each `tiller` line, in order; the placeholder of a run's folder is the newest run."""
