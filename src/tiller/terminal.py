@@ -191,7 +191,7 @@ def summary(
     ordered = sorted(result.best.scores, key=lambda name: name in held_out)
     for name in ordered:
         before, after = result.baseline.scores.get(name), result.best.scores[name]
-        cells = ("", "") if before is None else (number(before), f"{after - before:+.4f}")
+        cells = ("", "") if before is None else (number(before), f"{after - before:+z.4f}")
         mark = "held out" if name in held_out else "lowered" if lowers else ""
         table.add_row(Text(clean(name)), cells[0], number(after), cells[1], mark)
     run = quoted(result.run_dir)

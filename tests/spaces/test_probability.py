@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
@@ -264,6 +267,47 @@ def test_no_graph_is_kept_however_many_orders() -> None:
         found = Prno(b=b).value_and_gradient(z, DRAW)
         assert not any(tensor.requires_grad for tensor in found)
     assert not probability(z).requires_grad
+
+
+class Allocated(TorchDispatchMode):
+    """The most bytes that tensors made under it held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._held:
+            self._held[key] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self._now -= self._held.pop(key)
+
+
+@pytest.mark.parametrize("together", [module.TOGETHER, module.TOGETHER_FAST])
+def test_little_memory_at_stable_diffusions_size(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOGETHER", together)
+    z = normal(1, 50, 4, 64, 64, dtype=torch.float32)
+    with Allocated() as allocated:
+        Prno(b=20).gradient(z, DRAW)
+        probability(z, q=20)
+    assert 4 * z.nbytes < allocated.peak < 48e6  # a GPU's allocator takes some 15 MB more
 
 
 def test_half_precision_is_summed_in_single() -> None:

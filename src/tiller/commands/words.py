@@ -60,7 +60,7 @@ def _worths(found: FoundWords) -> list[str]:
         generic = worth.part == "negative_prompt" and not worth.end
         word = worth.option if generic else f"{worth.word} → {worth.option}"
         note = ", put back" if worth.dropped else ""
-        texts.append(clean(f"{worth.change:+.4f} {word} ({worth.source}){note}"))
+        texts.append(clean(f"{worth.change:+z.4f} {word} ({worth.source}){note}"))
     return texts
 
 
@@ -75,7 +75,7 @@ def _unseen(record: Record) -> list[str]:
         texts.append(
             clean(
                 f"{name} {number(before)} → {number(after)} on {entry['noises']} other noises: "
-                f"{by['mean']:+.4f}, 95 % interval {by['low']:+.4f} to {by['high']:+.4f}{mark}"
+                f"{by['mean']:+z.4f}, 95 % interval {by['low']:+z.4f} to {by['high']:+z.4f}{mark}"
             )
         )
     return texts

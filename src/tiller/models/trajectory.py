@@ -6,10 +6,8 @@ and the scheduler's own `step`, so that images agree with the pipeline's to floa
 
 from __future__ import annotations
 
-import contextvars
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +16,13 @@ from torch import Tensor
 from tiller.core.budget import count
 from tiller.core.errors import Incompatible, InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.calls import Calls
 from tiller.models.checkpointing import (
     MEMORY_SHARE,
     Checkpoint,
     Plan,
     chosen,
     free_bytes,
-    recomputed,
     saved_bytes,
 )
 from tiller.models.gradient import Gradient, Window
@@ -160,7 +158,7 @@ class Trajectory:
             self._check_reaches_noise(gradient, window)
         steps = window.steps if graph else 0
         recording = self._recorded(denoiser, self.initial(noise), graph=steps > 0)
-        calls = _Calls(denoiser, len(noise) * denoiser.branches, recording)
+        calls = Calls(denoiser, len(noise) * denoiser.branches, recording)
         if checkpoint == "auto" and steps and recording is not None and recording.faster:
             self.plan = Plan(steps, 0, replayed=True)
         else:
@@ -267,7 +265,7 @@ class Trajectory:
         denoiser = guided(self.model, conditioning.expand(n), self.settings.guidance_scale)
         t, graph = self._device_timesteps[index], torch.is_grad_enabled()
         recording = self._recorded(denoiser, model_input, graph=graph)
-        calls = _Calls(denoiser, n * denoiser.branches, recording)
+        calls = Calls(denoiser, n * denoiser.branches, recording)
         return calls(model_input, t, keep=recording is None or not recording.faster)
 
     def _recorded(self, denoiser: Denoiser, latents: Tensor, *, graph: bool) -> Recording | None:
@@ -283,7 +281,7 @@ class Trajectory:
         return max(1, budget // max(1, step_bytes))
 
     def _guided(
-        self, guide: Guide, calls: _Calls, scheduler: Any, index: int, model_input: Tensor
+        self, guide: Guide, calls: Calls, scheduler: Any, index: int, model_input: Tensor
     ) -> Tensor:
         """The prediction [n, C, h, w] with the guide's gradient in its score, without a graph."""
         t = self.timesteps[index]
@@ -344,54 +342,6 @@ class Trajectory:
                 lambda: denoiser(latents, self._device_timesteps[0], *inputs)
             )
         return self._step_bytes[key]
-
-
-@dataclass(frozen=True)
-class _Calls:
-    """Calls of the denoiser in one trajectory, each counted once forwards and once backwards.
-
-    `amount` is candidates times branches. A backward may run on another thread (it does on
-    accelerators), where the caller's meter is not active: it is counted in the context of the
-    forward.
-    """
-
-    denoiser: Denoiser
-    amount: int
-    recording: Recording | None = None
-
-    def __call__(self, latents: Tensor, t: Tensor, *, keep: bool) -> Tensor:
-        denoiser, amount, recording = self.denoiser, self.amount, self.recording
-        count(forwards=amount)
-        plain = denoiser if recording is None else recording.call
-        if not torch.is_grad_enabled():
-            return plain(latents, t, *denoiser.inputs)
-        context = contextvars.copy_context()
-
-        def function(x: Tensor, *inputs: Tensor) -> Tensor:
-            return (denoiser if torch.is_grad_enabled() else plain)(x, t, *inputs)
-
-        def pullback(given: Sequence[Tensor], grad: Tensor) -> Sequence[Tensor | None]:
-            assert recording is not None
-            return recording.pull(given[0], t, given[1:], grad)
-
-        if keep:
-            # A node for each step, so that the sums over its layers are made as recomputation
-            # makes them: the gradient is the same bit for bit, however much is kept.
-            own = (v.view_as(v) if v.requires_grad else v for v in (latents, *denoiser.inputs))
-            out = function(*own)
-        else:
-            out = recomputed(
-                function,
-                latents,
-                denoiser.inputs,
-                lambda: context.run(count, recomputes=amount),
-                None if recording is None else pullback,
-            )
-        if out.requires_grad:
-            out.register_hook(  # type: ignore[no-untyped-call]  # of torch
-                lambda grad: context.run(count, backwards=amount)
-            )
-        return out
 
 
 def _hooked(hook: Hook, index: int, latents: Tensor, estimate: Tensor) -> Tensor:
