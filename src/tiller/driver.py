@@ -161,12 +161,13 @@ def drive(
                 driver.begin(*next(unsteered)) if state is None else driver.go_on(state)
                 for driver, state in zip(drivers, states, strict=True)
             ]
+            going = [i for i, driver in enumerate(drivers) if driver.guard.ended is None]
 
             def look(steps: Sequence[tuple[int, Step]]) -> list[str | None]:
-                return _look([drivers[i] for i, _ in steps], [step for _, step in steps])
+                return _look([drivers[going[k]] for k, _ in steps], [step for _, step in steps])
 
-            for i, step in search_together(searches, look):
-                progress = drivers[i].keep(step)
+            for k, step in search_together([searches[i] for i in going], look):
+                progress = drivers[going[k]].keep(step)
                 if on_step is not None:
                     on_step(progress)
             for run, store in runs:

@@ -56,6 +56,11 @@ class Guard:
         self.peak, self.since = (
             (self.peak, self.since + 1) if kept is None else (max(self.peak, kept), 0)
         )
+        return self.ended
+
+    @property
+    def ended(self) -> str | None:
+        """Why the run has ended with the latest round, or None."""
         if self.probability < self.stop_below:
             return (
                 f"P(z)={self.probability:.2g} is below stop_below={self.stop_below:g}: the noise "
@@ -74,6 +79,7 @@ class Guard:
                 fresh = entry["image"] is not None
                 self.peak = max(self.peak, self._found(entry, held_out))
                 self.since = 0 if fresh else self.since + 1
+                self.probability = entry.get("probability", self.probability)
 
     def _found(self, entry: Entry, held_out: str | None) -> float:
         """The worth of what a line says of the held-out reward; the peak where it says nothing."""

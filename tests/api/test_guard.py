@@ -80,6 +80,17 @@ def test_a_resumed_run_is_as_patient_as_a_whole_one(model: FrozenModel, tmp_path
     assert again.best.scores == whole.best.scores
 
 
+@pytest.mark.parametrize("settings", [{"stop_below": 0.01}, {"patience": 3}])
+def test_a_run_that_its_guard_has_ended_stays_ended(
+    settings: dict[str, Any], model: FrozenModel, tmp_path: Path
+) -> None:
+    whole = steer(model, tmp_path, **settings)
+    again = tiller.resume(whole.run_dir, model=model)
+    assert len(rounds(again)) == len(rounds(whole))
+    assert again.stopped == whole.stopped
+    assert again.best.scores == whole.best.scores
+
+
 def test_recalls_where_a_journal_leaves_it() -> None:
     lines = [
         {"kind": "baseline", "scores": {"clip": 0.3}},
