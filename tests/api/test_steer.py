@@ -208,7 +208,7 @@ def test_ctrl_c_ends_after_the_step_under_way(model: FrozenModel, tmp_path: Path
     [
         ({"method": "dnoo"}, InvalidInput, "Did you mean 'dno'"),
         ({"learning_rate": 1.0}, InvalidInput, "unknown field of method dno"),
-        ({"lr": "fast"}, InvalidInput, "dno.lr must be float"),
+        ({"lr": "fast"}, InvalidInput, "dno.lr must be a number"),
         ({"lr": -1.0}, InvalidInput, "lr"),
         ({"budget": "steps=0"}, InvalidInput, "positive"),
         ({"scheduler": "euler"}, InvalidInput, "ddim"),

@@ -20,7 +20,7 @@ from ended import Ended, Tiller
         (["--reward", "brightness:0"], ["weight", "finite number other than 0"]),
         (["--held-out", "clp"], ["unknown reward 'clp'"]),
         (["--method", "dno", "--set", "lrr=1"], ["unknown field", "Did you mean 'lr'?"]),
-        (["--method", "dno", "--set", "lr=fast"], ["dno.lr must be float", "'fast'"]),
+        (["--method", "dno", "--set", "lr=fast"], ["dno.lr must be a number", "'fast'"]),
         (["--set", "lr"], ["--set field=value"]),
         (["--set", "lr=1", "--set", "lr=2"], ["--set lr", "twice"]),
         (["--set", "seed=1"], ["--set seed", "no field"]),

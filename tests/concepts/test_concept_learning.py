@@ -265,7 +265,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     refused("object or style, got 'person'", subject="person")
     refused("unknown method of learning a concept 'gtfi'.*Did you mean 'gfti'", method="gtfi")
     refused("unknown field of method gfti 'popsizes'", popsizes=3)
-    refused("gfti.popsize must be int, got 'many'", popsize="many")
+    refused("gfti.popsize must be a whole number, got 'many'", popsize="many")
     refused("popsize must be at least 3", popsize=2)
     refused("projection must be one of", projection="svd", init="x")
     refused("draws must be at least 1", draws=0)

@@ -112,6 +112,24 @@ def test_chunks_change_nothing(size: int, estimator: Autograd | None) -> None:
     assert parts.cost.reward_calls == 5
 
 
+@pytest.mark.parametrize("estimator", [None, Autograd()])
+def test_no_more_candidates_at_once_than_there_is_room_for(estimator: Autograd | None) -> None:
+    sizes: list[int] = []
+
+    class Narrow(FakeQuadratic):
+        def room(self, x: Tensor, gradient: bool) -> int | None:
+            assert gradient == (estimator is not None)
+            return 2
+
+        def render(self, x: Tensor, draw: Draw) -> Tensor:
+            sizes.append(len(x))
+            return super().render(x, draw)
+
+    problem = Narrow(dimension=3)
+    evaluate(problem.space, problem, problem.space.sample(5, Stream(0)), Draw(0, 0), estimator)
+    assert sizes == [2, 2, 1]
+
+
 @pytest.mark.parametrize("size", [None, 1, 2])
 def test_the_first_of_equals_is_the_best(size: int | None) -> None:
     problem = FakeMatch(positions=3, batch_size=size)

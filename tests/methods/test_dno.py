@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.evaluation import Autograd
 from tiller.core.rng import Stream
 from tiller.core.search import search_phases
@@ -76,11 +76,28 @@ def test_a_black_box_keeps_every_promise_of_a_method(estimator: str, black_box: 
         {"trust": 1.0, "gamma": 0.1},
         {"population": 4, "halve_every": 1},
         {"warm_start": 3, "eta": 0.0},
+        {"gamma": 1.0, "own_order": True},
+        {"gamma": 0.1, "k": 3, "eta": 0.5, "clip_norm": None},
+        {"gradient": "last(2)"},
     ],
     ids=str,
 )
 def test_every_variant_keeps_every_promise(settings: dict[str, Any], task: Task) -> None:
     check_method(replace(SMALL, **settings), task, budget=Budget(steps=4))
+
+
+def test_the_last_steps_noises_alone_are_optimized(task: Task) -> None:
+    steps = list(search_phases(replace(SMALL, gradient="last(2)").build(task), Budget(steps=3)))
+    reached = [index >= 1 for index in problem(SMALL, task).objective.trajectory.noisy_steps]
+    moved = (steps[-1].z != steps[0].z).flatten(2).any(dim=2)[0].tolist()
+    assert moved == [False, *reached]
+    with pytest.raises(Incompatible, match="reaches none of the noise"):
+        replace(SMALL, gradient="last(2)", eta=0.0).build(task)
+
+
+def test_a_warm_start_leaves_half_of_the_budget(task: Task) -> None:
+    steps = search_phases(replace(SMALL, warm_start=10**9).build(task), Budget(steps=6))
+    assert [step.phase for step in steps] == ["warm start"] * 3 + ["ascent"] * 3
 
 
 def test_trust_keeps_each_slot_at_the_norm_of_noise(task: Task) -> None:
@@ -155,6 +172,13 @@ def test_the_penalty_counts_in_the_choice_of_the_warm_start(task: Task) -> None:
         {"halve_every": -1},
         {"weight_decay": -0.1},
         {"warm_start": 2, "population": 2},
+        {"warm_start": -1},
+        {"population": 100_000},
+        {"halve_every": 2},
+        {"own_order": True},
+        {"gamma": 1.0, "k": 1_000_000},
+        {"gamma": 1.0, "b": 10**11},
+        {"gradient": "shortcut(1, 1)"},
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], task: Task) -> None:

@@ -117,14 +117,15 @@ def evaluate(
     """Score the candidates z [n, ...] on the round's common randomness.
 
     score = reward - sum_k weight_k * penalty_k(z), with the gradient of the same sum where an
-    `estimator` is given. Candidates go through the objective `batch_size` at a time.
+    `estimator` is given. Candidates go through the objective as many at a time as
+    there is room for.
 
     Raises:
         RewardError: scores of a wrong shape, NaN or infinite, a penalty or gradient that is not
             finite, or a reward that lost its gradient.
     """
     n = len(z)
-    size = objective.batch_size or n
+    size = at_once(space, objective, z, gradient=estimator is not None)
     rewards: list[Tensor] = []
     grads: list[Tensor] = []
     best_y: list[tuple[float, Any]] = []
@@ -143,6 +144,13 @@ def evaluate(
     grad = torch.cat(grads) if grads else None
     evaluation = assembled(torch.cat(rewards), grad, penalty, slope, cost=meter.cost)
     return replace(evaluation, best_y=max(best_y, key=lambda entry: entry[0])[1])
+
+
+def at_once(space: Space[Any], objective: Objective[Any, Any], z: Tensor, *, gradient: bool) -> int:
+    """How many of the candidates z [n, ...] go through the objective in one call, at least 1."""
+    if objective.batch_size or len(z) <= 1:
+        return objective.batch_size or 1
+    return objective.room(space.decode(z[:1]), gradient) or len(z)
 
 
 def assembled(

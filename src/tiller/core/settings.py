@@ -16,6 +16,9 @@ from tiller.core.errors import InvalidInput
 T = TypeVar("T")
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
 def settled(kind: type[T], settings: Mapping[str, Any], name: str) -> T:
     """The dataclass `kind` with `settings` as its fields; texts are converted to a field's type.
 
@@ -68,7 +71,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         if isinstance(hint, type) and not isinstance(value, hint):
             raise ValueError
     except (KeyError, ValueError, TypeError, OverflowError):
-        kind = getattr(hint, "__name__", str(hint))
+        kind = KINDS.get(hint, getattr(hint, "__name__", str(hint)))
         raise InvalidInput(f"{where} must be {kind}, got {value!r}") from None
     return value
 

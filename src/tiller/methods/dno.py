@@ -29,6 +29,7 @@ COMPARING: dict[str, type[ZerothOrder | Hybrid1 | Hybrid2]] = {
     "hybrid1": Hybrid1,
     "hybrid2": Hybrid2,
 }
+LARGEST_POPULATION = 1024  # more are a search of another kind, and do not fit into memory
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,17 @@ class Dno(Method):
 
     With eta = 0 the sampler is an ODE and z is x_T alone. With gamma > 0 this is PRNO: the noise
     is kept where the model's training noise lies. A reward without gradients is ascended by
-    comparing scores. `warm_start` > 0 first draws that many pictures and ascends from the best
-    (ours: it saves runs from bad seeds).
+    comparing scores. `warm_start` > 0 first draws that many pictures and ascends from the best.
 
     Attributes:
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
+        gradient: full, through every step, or last(K): the noises of the last K steps alone are
+            optimized, for K steps' backward (the release's `opt_time`).
         lr: Adam's learning rate (DNO appendix: .01).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
-        warm_start: pictures drawn before the ascent; 0 starts at the run's own seed.
+        warm_start: pictures drawn before the ascent, for at most half of the budget; 0 starts at
+            the run's own seed (ours; at equal cost it was level with the ascent alone).
         population: candidates that ascend side by side, each from a seed of its own (ours).
         halve_every: after so many steps the worse half of them is given up, again and again until
             one is left; 0 keeps all. A bad seed then costs a few steps and not the run (ours).
@@ -57,8 +60,8 @@ class Dno(Method):
             rewards learned from people; 0 leaves it out).
         k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
         b: random orders of z a step for the regulariser (DNO appendix: 100).
-        own_order: with gamma, also bound the means of z's stretches in its own order (ours; off,
-            since it was measured on a toy alone, and no picture has shown that it helps).
+        own_order: with gamma, also bound the means of z's stretches in its own order (the release
+            bounds that order too, in one way; off: it was measured on a toy alone).
         estimator: how the reward's gradient is had: autograd, zeroth_order, hybrid1 or hybrid2;
             auto takes autograd where the reward has gradients, else hybrid2.
         q: perturbations a step of the estimators that compare scores; None for the paper's 16, 8
@@ -67,6 +70,7 @@ class Dno(Method):
     """
 
     eta: float = 1.0
+    gradient: str = "full"
     lr: float = 0.01
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
@@ -98,8 +102,11 @@ class Dno(Method):
 
     def build(self, task: Task) -> list[Phase]:
         """The ascent, after a warm start where one is asked for."""
+        self._check()
         space = self.noise(task, self.trust)
-        objective = self.pictures(task, Gradient.full(), self._regularisers(task.model.device))
+        regularisers = self._regularisers(task.model.device, space.dimension)
+        objective = self.pictures(task, Gradient.parse(self.gradient), regularisers)
+        objective.trajectory.check_reaches_noise(objective.gradient)
         solver = GradientSolver(
             rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
             lr=self.lr,
@@ -115,23 +122,46 @@ class Dno(Method):
             start = space if before is None else starting_at(space, before.best.z)
             return Problem(start, objective, solver)
 
-        if self.warm_start and self.population > 1:
-            raise InvalidInput(
-                f"a warm start ascends from one picture, got {self.warm_start=} and "
-                f"{self.population=}; choose one of them"
-            )
         phases = [Phase("ascent", ascent)]
         if self.warm_start:
-            sampling = BestOfN(batch=8, n=self.warm_start)
-            phases.insert(0, Phase("warm start", lambda _: Problem(space, objective, sampling)))
+            first = Problem(space, objective, BestOfN(batch=8, n=self.warm_start))
+            phases.insert(0, Phase("warm start", lambda _: first, until=0.5))
         return phases
 
-    def _regularisers(self, device: torch.device) -> tuple[Regulariser, ...]:
+    def _check(self) -> None:
+        if Gradient.parse(self.gradient).mode not in ("full", "last"):
+            raise InvalidInput(
+                f"dno draws whole pictures: gradient must be full or last(K), got {self.gradient!r}"
+            )
+        if self.warm_start < 0:
+            raise InvalidInput(
+                f"warm_start must be at least 0, got {self.warm_start}; 0 leaves it out"
+            )
+        if not 1 <= self.population <= LARGEST_POPULATION:
+            raise InvalidInput(
+                f"population must lie in [1, {LARGEST_POPULATION}], got {self.population}"
+            )
+        if self.warm_start and self.population > 1:
+            raise InvalidInput(
+                f"a warm start ascends from one picture, got warm_start={self.warm_start} and "
+                f"population={self.population}; choose one of them"
+            )
+        if self.halve_every and self.population == 1:
+            raise InvalidInput(
+                f"halve_every gives up the worse half of a population, got halve_every="
+                f"{self.halve_every} with population=1; set population=4, or leave it out"
+            )
         if not 0 <= self.gamma < float("inf"):
             raise InvalidInput(
-                f"gamma must be finite and not negative, got {self.gamma=}; 0 leaves the "
+                f"gamma must be finite and not negative, got gamma={self.gamma}; 0 leaves the "
                 "probability regulariser out"
             )
+        if self.own_order and not self.gamma:
+            raise InvalidInput("own_order is a part of the regulariser; set gamma=1 as well")
+
+    def _regularisers(self, device: torch.device, numbers: int) -> tuple[Regulariser, ...]:
+        if self.gamma and self.k > numbers:
+            raise InvalidInput(f"k must be at most {numbers}, the noise's numbers, got k={self.k}")
         prno = Prno(k=self.k, b=self.b, weight=self.gamma, device=device)
         own = (OwnOrder(self.gamma),) if self.own_order else ()
         return (prno, *own) if self.gamma else ()

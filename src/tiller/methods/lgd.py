@@ -106,7 +106,7 @@ class Lgd(Method):
                 raise InvalidInput(f"{name} must be at least 1, got {name}={getattr(self, name)!r}")
         if not 0 <= self.scale < math.inf:
             raise InvalidInput(
-                f"scale must be finite and not negative, got {self.scale=}; 0 is no guidance"
+                f"scale must be finite and not negative, got scale={self.scale}; 0 is no guidance"
             )
         if self.normalise not in NORMALISATIONS:
             raise InvalidInput(

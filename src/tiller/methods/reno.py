@@ -77,7 +77,7 @@ class Reno(Method):
     def _regularisers(self) -> tuple[Regulariser, ...]:
         if not 0 <= self.gamma < float("inf"):
             raise InvalidInput(
-                f"gamma must be finite and not negative, got {self.gamma=}; 0 leaves the penalty "
-                "on the norm out"
+                f"gamma must be finite and not negative, got gamma={self.gamma}; 0 leaves the "
+                "penalty on the norm out"
             )
         return (ChiNorm(weight=self.gamma),) if self.gamma else ()

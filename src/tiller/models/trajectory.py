@@ -25,7 +25,7 @@ from tiller.models.checkpointing import (
     free_bytes,
     saved_bytes,
 )
-from tiller.models.gradient import Gradient, Window
+from tiller.models.gradient import Gradient
 from tiller.models.guidance import Denoiser, guided
 from tiller.models.replay import Recording
 from tiller.models.schedulers import (
@@ -155,7 +155,7 @@ class Trajectory:
                 "leave out the guide, or set gradient=Gradient.none()"
             )
         if graph and noise.requires_grad and not any(v.requires_grad for v in denoiser.inputs):
-            self._check_reaches_noise(gradient, window)
+            self.check_reaches_noise(gradient)
         steps = window.steps if graph else 0
         recording = self._recorded(denoiser, self.initial(noise), graph=steps > 0)
         calls = Calls(denoiser, len(noise) * denoiser.branches, recording)
@@ -309,7 +309,14 @@ class Trajectory:
                 f"got {list(noise.shape)}"
             )
 
-    def _check_reaches_noise(self, gradient: Gradient, window: Window) -> None:
+    def check_reaches_noise(self, gradient: Gradient) -> None:
+        """Refuse a mode that gives the noise no gradient.
+
+        Raises:
+            InvalidInput: the mode reaches beyond the trajectory.
+            Incompatible: it covers steps alone that have no noise of their own.
+        """
+        window = gradient.window(self.num_steps)
         used = range(window.start, window.stop - window.closed_form)
         if window.steps and window.start > 0 and not any(index in self._slot for index in used):
             raise Incompatible(

@@ -9,7 +9,7 @@ in which r(M(z)) grows; each compares the scores of q perturbed points with that
 
 J = dM/dz is exact, from one back-propagation of <H, M(z)>. The xi_j ~ N(0, I) are the round's: all
 candidates share them (common random numbers), and however they are batched, they stay the same.
-The renders and scores of perturbed points go `objective.batch_size` at a time and hold no graph.
+The renders of perturbed points go as many at a time as there is room for, and hold no graph.
 
 The direction (h for the zeroth order, H for the hybrids, before J^T) is scaled to length 1 unless
 `normalise` is off. Then it is divided by mu^2, so that zeroth order and hybrid 1 tend to the true
@@ -34,11 +34,13 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import Incompatible, InvalidInput
-from tiller.core.evaluation import Estimate, Estimator, check_scores, detached
+from tiller.core.evaluation import Estimate, Estimator, at_once, check_scores, detached
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw
 from tiller.core.shapes import Points
 from tiller.core.space import Continuous, Space
+
+MOST = 65_536  # perturbations; all of a round's are held at once
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _rendered(
 ) -> tuple[Tensor, Tensor]:
     """What is rendered for z [p, ...] (nothing unless `keep`) and its scores [p], in batches."""
     pictures, scores = [], []
-    for part in torch.split(z, objective.batch_size or len(z)):
+    for part in torch.split(z, at_once(space, objective, z, gradient=False)):
         y = objective.render(space.decode(part), draw)
         scores.append(_scored(objective, y, draw, len(part)))
         if keep:
@@ -271,7 +273,7 @@ def _direction(gain: Tensor, moves: Tensor, mu: float, normalise: bool) -> Tenso
 
 
 def _check(q: int, mu: float) -> None:
-    if type(q) is not int or q < 1:
-        raise InvalidInput(f"q must be a whole number of at least 1, got {q=}")
+    if type(q) is not int or not 1 <= q <= MOST:
+        raise InvalidInput(f"q must be a whole number in [1, {MOST}], got {q=}")
     if not 0 < mu < math.inf:
         raise InvalidInput(f"mu must be positive and finite, got {mu=}")

@@ -43,6 +43,7 @@ from tiller.core.shapes import Points
 
 LOG_2 = math.log(2)
 CHUNKS = 4096  # of z that are shuffled: many, and few enough to be copied piece by piece
+MOST_ORDERS = 10_000  # a round; a hundred say as much
 TOGETHER = 1 << 20  # numbers of several orders that are looked at together: 4 MB in float32
 TOGETHER_FAST = 1 << 21  # the same on an accelerator, which waits for its calls
 
@@ -125,6 +126,8 @@ class Prno(Regulariser):
 
     def __post_init__(self) -> None:
         _check(k=self.k, b=self.b)
+        if self.b > MOST_ORDERS:
+            raise InvalidInput(f"b must be at most {MOST_ORDERS}, got b={self.b}")
         if not 0 <= self.weight < math.inf:
             raise InvalidInput(
                 f"weight (gamma) must be finite and not negative, got weight={self.weight!r}; "
