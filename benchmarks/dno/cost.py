@@ -1,7 +1,7 @@
 """What a gradient step costs at Stable Diffusion's size: seconds, peak memory, share of the peak.
 
     python benchmarks/dno/cost.py [--dtypes bf16 fp16] [--budgets 15 24 80 140] [--seconds 60]
-        [--save cost.json] [--json]
+        [--save cost.json] [--figure cost.svg] [--json]
     python benchmarks/dno/cost.py --tiny                  # a fake model, to try the script itself
 
 The networks have SD 1.5's configuration and random weights, which cost what trained ones do:
@@ -41,6 +41,7 @@ from tiller.testing.fake_pipeline import fake_pipeline
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 GB = 1e9
+RECOMPUTED = "gradient step, all recomputed"
 
 
 def stable_diffusion(dtype: torch.dtype, device: str, tiny: bool) -> FrozenModel:
@@ -150,6 +151,7 @@ class Bench:
             "torch": torch.__version__,
             "steps": self.options.steps,
             "date": datetime.now(UTC).date().isoformat(),
+            "claim": claim(self.rows),
         }
         return json.dumps({"about": about, "rows": self.rows}, indent=1)
 
@@ -188,7 +190,7 @@ def measure(bench: Bench, name: str) -> None:
     seconds, memory = bench.measured(job.plain, options.repeat)
     row("plain picture", 1.0, seconds, memory, peak_tflops=peak / 1e12)
     step, least = bench.measured(lambda: job.step(checkpoint="recompute"), options.repeat)
-    row("gradient step, all recomputed", 3.0, step, least)
+    row(RECOMPUTED, 3.0, step, least)
     _prno(bench, name, job, step)
     if replays is not None:
         model.replays = replays
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="then no more repetitions")
     parser.add_argument("--save", type=Path, help="a JSON file, written after each row")
     parser.add_argument("--tiny", action="store_true", help="a fake model, also without a GPU")
+    parser.add_argument("--figure", type=Path, help="an SVG of the rows")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -274,7 +277,34 @@ def main() -> None:
     for dtype in options.dtypes:
         gc.collect()  # the networks of the one before
         measure(bench, dtype)
-    print(bench.text() if options.json else table(bench.rows))
+    if options.figure:
+        draw(bench.rows, options.figure)
+    print(bench.text() if options.json else f"{table(bench.rows)}\n\n{claim(bench.rows)}")
+
+
+def claim(rows: list[dict[str, Any]]) -> str:
+    """Whether the least that a gradient step needs fits into the paper's 15 GB."""
+    needed = {row["dtype"]: row["peak_gb"] for row in rows if row["case"] == RECOMPUTED}
+    said = [
+        f"{dtype}: that 15 GB are enough {'held' if gb <= 15 else 'did not hold'}, {gb:.1f} GB."
+        for dtype, gb in needed.items()
+    ]
+    return " ".join(said)
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """Seconds and peak memory of each row, as an SVG."""
+    from matplotlib.figure import Figure
+
+    timed = [row for row in rows if "seconds" in row and "passes" in row] or rows
+    names = [f"{row['dtype']}, {row['case']}" for row in timed]
+    figure = Figure(figsize=(8, 0.35 * len(timed) + 1), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, key, title in zip(axes, ("seconds", "peak_gb"), ("seconds", "peak GB"), strict=True):
+        axis.barh(names, [row[key] for row in timed])
+        axis.set_xlabel(title)
+    axes[0].invert_yaxis()
+    figure.savefig(file, metadata={"Date": None})
 
 
 def table(rows: list[dict[str, Any]]) -> str:

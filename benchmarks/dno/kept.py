@@ -23,6 +23,7 @@ class Kept:
         probability: P(z) of its noise.
         colour_right, faithful: the judge's verdicts.
         round: in which it was found.
+        picture: its file.
     """
 
     scores: dict[str, float]
@@ -30,6 +31,7 @@ class Kept:
     colour_right: bool
     faithful: bool
     round: int
+    picture: Path
 
 
 def kept(row: Row, rounds: int) -> Kept:
@@ -40,7 +42,8 @@ def kept(row: Row, rounds: int) -> Kept:
     """
     lines = row.curve[:rounds]
     found = max(i for i, line in enumerate(lines) if line["image"])
-    picture = to_tensor(Image.open(Path(row.folder) / lines[found]["image"]))
+    file = Path(row.folder) / lines[found]["image"]
+    picture = to_tensor(Image.open(file))
     judge = load_judge()
     return Kept(
         scores=lines[found]["scores"],
@@ -48,4 +51,5 @@ def kept(row: Row, rounds: int) -> Kept:
         colour_right=judge.colours_right(picture, [row.prompt])[0],
         faithful=judge.faithful(picture, [row.prompt])[0],
         round=found + 1,
+        picture=file,
     )

@@ -8,6 +8,7 @@ darkness: the reward is at odds with the prompt, and gives in where the noise le
 law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they first reach the
 lower of the two runs' final rewards. A larger rate takes both farther; without PRNO fewer steps
 (`--steps-without`) then reach what is compared. `--own-order` adds the bounds of z's own order.
+A second figure has the pictures: unsteered, and both at equal reward.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 import tiller
 from tiller.models.bundled.captions import SUBJECT_NAMES
@@ -39,15 +42,26 @@ def reached(row: Row, reward: float) -> Kept:
     return kept(row, first + 1)
 
 
-def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
-    """Both settings at equal reward, and the differences run by run."""
-    pairs = list(zip(rows[FREE], rows[KEPT], strict=True))
-    equal = [min(row.curve[-1]["best_reward"] for row in pair) for pair in pairs]
-    groups = [free.prompt for free, _ in pairs]
-    at = {
-        name: [reached(pair[i], reward) for pair, reward in zip(pairs, equal, strict=True)]
-        for i, name in enumerate((FREE, KEPT))
+def equal_rewards(rows: dict[str, list[Row]]) -> list[float]:
+    """The lower of each pair's two final rewards."""
+    pairs = zip(rows[FREE], rows[KEPT], strict=True)
+    return [min(row.curve[-1]["best_reward"] for row in pair) for pair in pairs]
+
+
+def at_equal_reward(rows: dict[str, list[Row]]) -> dict[str, list[Kept]]:
+    """What each run of a pair kept where it first had the pair's lower final reward."""
+    equal = equal_rewards(rows)
+    return {
+        name: [reached(row, reward) for row, reward in zip(rows[name], equal, strict=True)]
+        for name in (FREE, KEPT)
     }
+
+
+def table_of(
+    rows: dict[str, list[Row]], at: dict[str, list[Kept]]
+) -> dict[str, dict[str, Estimated]]:
+    """Both settings at equal reward, and the differences run by run."""
+    groups = [row.prompt for row in rows[FREE]]
     fields = (*HELD_OUT, "probability", "colour_right", "faithful", "round")
 
     def column(found: Sequence[Kept], field: str) -> list[float]:
@@ -65,7 +79,7 @@ def table_of(rows: dict[str, list[Row]]) -> dict[str, dict[str, Estimated]]:
         )
         for field in fields
     }
-    table["equal reward"] = {"reward": estimated(equal, groups=groups)}
+    table["equal reward"] = {"reward": estimated(equal_rewards(rows), groups=groups)}
     for name, found in rows.items():
         gained = [row.curve[-1]["best_reward"] - row.curve[0]["best_reward"] for row in found]
         table[f"{name}, at the end"] = {
@@ -82,6 +96,23 @@ def arms(options: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
     kept = {"lr": options.lr, "gamma": options.gamma, "own_order": options.own_order}
     steps = options.steps_without or options.steps
     return {FREE: (steps, free), KEPT: (options.steps, kept)}
+
+
+def pictures(figure: Any, rows: dict[str, list[Row]], at: dict[str, list[Kept]]) -> None:
+    """The first seed of the first prompts of each case: unsteered, and both at equal reward."""
+    first = {row.prompt: i for i, row in reversed(list(enumerate(rows[FREE])))}
+    cases = [[i for prompt, i in first.items() if f" {colour} " in prompt] for colour in CASES]
+    shown = sorted(i for case in cases for i in sorted(case)[:4])
+    unsteered = [Path(rows[FREE][i].folder) / "images" / "baseline.png" for i in shown]
+    lines = {"unsteered": unsteered, **{name: [at[name][i].picture for i in shown] for name in at}}
+    axes = figure.subplots(len(lines), len(shown), squeeze=False)
+    for line, (name, files) in zip(axes, lines.items(), strict=True):
+        for axis, file, i in zip(line, files, shown, strict=True):
+            axis.imshow(Image.open(file), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if axis in axes[0]:
+                axis.set_title(rows[FREE][i].prompt, fontsize=8)
+        line[0].set_ylabel(name)
 
 
 def main() -> None:
@@ -112,7 +143,8 @@ def main() -> None:
                 budget=f"steps={steps}",
                 **settings,
             )
-    table = table_of(rows)
+    at = at_equal_reward(rows)
+    table = table_of(rows, at)
     gap = table["difference"]["clip"]
     claim = (
         f"The paper's claim that PRNO keeps the held-out score at equal reward {verdict(gap)}: "
@@ -133,8 +165,9 @@ def main() -> None:
             axis.set_xlabel("gradient steps")
         axes[0].legend()
 
-    own = "_own_order" if options.own_order else ""
-    save(options, f"ood_lr{options.lr:g}{own}", draw, figsize=(9, 2.8))
+    name = f"ood_lr{options.lr:g}{'_own_order' if options.own_order else ''}"
+    save(options, name, draw, figsize=(9, 2.8))
+    save(options, f"{name}_pictures", lambda figure: pictures(figure, rows, at), figsize=(9, 3.4))
     rounds = statistics.fmean(len(row.curve) for found in rows.values() for row in found)
     report(options, table, claim, rounds=rounds)
 

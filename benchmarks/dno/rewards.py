@@ -6,8 +6,9 @@
 
 preference and clip; every method gets the same number of denoiser forwards plus backwards: what dno
 uses in `--steps` gradient steps. Runs go side by side and their seconds are shares of a common
-call: they compare methods within one process, and say nothing of a run alone. Two processes may do
-one reward each, and a third prints the table: finished runs are found in `--out`.
+call: they compare methods within one process, and say nothing of a run alone. "At equal time" is
+what each method had when the quickest of them was over. Two processes may do one reward each, and a
+third prints the table: finished runs are found in `--out`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tiller
 from tiller.models.bundled.captions import prompts as evaluation_prompts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from grid import Row, against, arguments, grid, mean, report, save, summary
+from grid import Row, against, arguments, grid, mean, report, save, summary, verdict
 
 PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
 
@@ -58,6 +59,25 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def at_time(row: Row, seconds: float) -> float:
+    """The best reward after so many seconds of a run, its first round's where that took longer."""
+    begun = [line for line in row.curve if line["cost"]["seconds"] <= seconds] or row.curve[:1]
+    return float(begun[-1]["best_reward"])
+
+
+def claim(reward: str, table: dict[str, dict[str, Any]]) -> str:
+    """What the paper says of its method, against what there is beside it."""
+    row, other = table.get(f"{reward}: dno"), PAIRS[reward][0]
+    if row is None or "wins against best_of_n" not in row:
+        return f"{reward}: run raw, best_of_n and dno for the paper's claim."
+    wins = row["wins against best_of_n"]
+    said = f"{reward}: that dno is ahead of best of n {verdict(wins, 0.5)}, in {wins} of the runs"
+    if raw := table.get(f"{reward}: raw"):
+        lost = raw[other].value - row[other].value
+        said += f"; {other} is {lost:.3f} below the unsteered pictures'"
+    return f"{said}."
+
+
 def main() -> None:
     parser = arguments(__doc__, __file__, prompts=20, seeds=3)
     parser.add_argument("--steps", type=int, default=20)
@@ -84,8 +104,11 @@ def main() -> None:
                 held_out=held_out,
                 **settings,
             )
+        searches = [found for name, found in rows.items() if name != "raw"] or list(rows.values())
+        seconds = min(mean(found, lambda r: r.seconds).value for found in searches)
         for name, found in rows.items():
             row = summary(found, [reward, *held_out])
+            row[f"{reward} at equal time"] = mean(found, lambda r, s=seconds: at_time(r, s))
             row["raised"] = mean(
                 found, lambda r, key=reward: r.scores[key] > r.baseline[key] + 1e-4
             )
@@ -93,13 +116,6 @@ def main() -> None:
                 score = against(found, rows["best_of_n"], lambda r, key=reward: r.scores[key])
                 row["wins against best_of_n"] = score
             table[f"{reward}: {name}"] = row
-    leads = {
-        reward: max(
-            (name for name in table if name.startswith(f"{reward}:")),
-            key=lambda name: table[name][reward].value,
-        )
-        for reward in options.rewards
-    }
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(options.rewards), squeeze=False)
@@ -116,8 +132,10 @@ def main() -> None:
             axis.set_ylabel(f"{other} (held out)")
         axes[0][-1].legend(fontsize=7)
 
-    save(options, "rewards", draw, figsize=(4.2 * len(options.rewards), 3.2))
-    report(options, table, f"Highest mean reward: {', '.join(leads.values())}.")
+    both = len(options.rewards) == len(PAIRS)
+    name = "rewards" if both else f"rewards_{options.rewards[0]}"
+    save(options, name, draw, figsize=(4.2 * len(options.rewards), 3.2))
+    report(options, table, " ".join(claim(reward, table) for reward in options.rewards))
 
 
 if __name__ == "__main__":

@@ -56,12 +56,16 @@ def test_the_script_prints_one_object(
 
 
 def test_the_cost_script_runs_on_a_fake_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    figure = tmp_path / "cost.svg"
     options = ["--tiny", "--dtypes", "fp32", "--steps", "3", "--budgets", "15", "--repeat", "1"]
-    monkeypatch.setattr(sys, "argv", ["cost", *options, "--json"])
+    monkeypatch.setattr(sys, "argv", ["cost", *options, "--figure", str(figure), "--json"])
     runpy.run_path(str(SCRIPTS / "cost.py"), run_name="__main__")
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = json.loads(capsys.readouterr().out)
+    rows = found["rows"]
+    assert "15 GB are enough held" in found["about"]["claim"]
+    assert figure.read_text().startswith("<?xml")
     cases = [row["case"] for row in rows]
     assert cases[:2] == ["plain picture", "gradient step, all recomputed"]
     assert "gradient step within 15 GB" in cases
