@@ -64,7 +64,7 @@ def test_the_cost_script_runs_on_a_fake_model(
     runpy.run_path(str(SCRIPTS / "cost.py"), run_name="__main__")
     found = json.loads(capsys.readouterr().out)
     rows = found["rows"]
-    assert "15 GB are enough held" in found["about"]["claim"]
+    assert "15 GB are enough" in found["about"]["claim"]
     assert figure.read_text().startswith("<?xml")
     cases = [row["case"] for row in rows]
     assert cases[:2] == ["plain picture", "gradient step, all recomputed"]
