@@ -112,6 +112,14 @@ def test_hard_prompts_lie_beyond_their_thresholds_and_are_the_same_again(
     assert len(lines(file)) == len(drawn)  # nothing was drawn again
 
 
+def test_shortcuts_are_compared_with_what_words_do(bench: Bench, folder: Path) -> None:
+    found = bench("shortcuts", "--prompts", "2", "--options", "4")
+    assert {"t=0.5", "t=0.5, k=2", "whole"} < set(found["table"])
+    for row in found["table"].values():
+        assert -1 <= row["rank correlation"]["value"] <= 1
+    assert (folder / "figures" / "shortcuts.svg").exists()
+
+
 def test_an_attack_is_told_apart_by_its_sign(bench: Bench, folder: Path) -> None:
     found = bench("attack", "--prompts", "3", "--images", "12", "--solvers", "epo", "random")
     assert list(found["table"]) == ["user's prompt", "attack, epo", "attack, random"]
