@@ -137,7 +137,7 @@ class WordSearch(Method):
         if not (0 < self.gradient_share <= 1 and 0 <= self.leave_one_out < 1):
             raise InvalidInput(
                 "expected 0 < gradient_share <= 1 and 0 <= leave_one_out < 1, parts of the budget; "
-                f"got {self.gradient_share=}, {self.leave_one_out=}"
+                f"got gradient_share={self.gradient_share}, leave_one_out={self.leave_one_out}"
             )
         # What only some solvers read is refused whichever is chosen.
         if not 0 <= self.start <= LARGEST:

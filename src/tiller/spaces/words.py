@@ -110,7 +110,7 @@ class Words(Discrete[Inputs]):
         if noise.ndim != 5 or not len(noise):
             raise InvalidInput(f"noise must be [S, slots, C, h, w], got {list(noise.shape)}")
         if wording.least > 0 and wording.similarity is None:
-            raise InvalidInput(f"{wording.least=} needs a similarity to measure, got None")
+            raise InvalidInput(f"least={wording.least} needs a similarity to measure, got None")
         self.model = model
         self.wording = wording
         self.noise = noise
