@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.pieces import Choice, Piece, Text, readable
+from tiller.models.pieces import Choice, Piece, Text, brief, readable
 
 CACHED_WORDS = 1 << 16  # tokenized pieces that are kept
+_NAMED = 200  # letters of the words that a notice says are dropped
 
 SUM_TOLERANCE = 1e-3  # of the weights of one Choice
 
@@ -119,10 +120,10 @@ class TextEncoder:
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight.detach()
 
-    def lengths(self, texts: Sequence[Text]) -> list[int]:
-        """How many tokens of each text are read, both ends included."""
+    def lengths(self, texts: Sequence[Text], cut: bool = True) -> list[int]:
+        """How many tokens of each text are read, both ends included; all that it has if not cut."""
         rows = self.read(texts, Weights(texts, self.encoder.device))
-        return [min(len(row.ids) + 2, self.limit) for row in rows]
+        return [min(len(row.ids) + 2, self.limit) if cut else len(row.ids) + 2 for row in rows]
 
     def read(self, texts: Sequence[Text], weights: Weights) -> list[Row]:
         """The texts as token ids, however long they are."""
@@ -146,7 +147,7 @@ class TextEncoder:
                 rest = [row.ids[p] for p in range(body, len(row.ids)) if p not in row.given]
                 found.append(
                     f"the prompt has {len(row.ids)} tokens and {name} reads {body}; these words "
-                    f"are dropped: {self.tokenizer.decode(rest).strip()}"
+                    f"are dropped: {brief(self.tokenizer.decode(rest).strip(), _NAMED)}"
                 )
         return found
 

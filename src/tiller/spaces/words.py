@@ -52,6 +52,8 @@ class Wording:
         negative: what the negative prompt may say besides; None for nothing.
         similarity: compares prompts with the user's, where that is limited.
         least: the lowest similarity that is allowed.
+        longest: tokens that a prompt may have, both ends included; 0 for any number. More would
+            push words out of what the text encoder reads.
     """
 
     prompt: str
@@ -60,6 +62,7 @@ class Wording:
     negative: Substitutions | None = None
     similarity: Similarity | None = None
     least: float = 0.0
+    longest: int = 0
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -160,10 +163,14 @@ class Words(Discrete[Inputs]):
         return found
 
     def allows(self, z: Choices) -> Tensor:
-        """Whether each prompt is similar enough to the user's, [n] bool."""
-        if self.wording.least <= 0:
-            return super().allows(z)
-        return self.similarity(z) >= self.wording.least
+        """Whether each prompt is short enough and similar enough to the user's, [n] bool."""
+        allowed = super().allows(z)
+        if self.wording.longest and len(z):
+            counts = self.model.token_counts([prompt for prompt, _ in self.texts(z)], cut=False)
+            allowed &= torch.tensor(counts, dtype=torch.int64) <= self.wording.longest
+        if self.wording.least > 0:
+            allowed &= self.similarity(z) >= self.wording.least
+        return allowed
 
     def similarity(self, z: Choices) -> Tensor:
         """How similar each prompt is to the user's, [n] in float64."""

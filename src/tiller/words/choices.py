@@ -8,8 +8,9 @@ A JSON file, every part optional:
      "library": {"veto": ["watermark"], "add": ["double exposure"]}}
 
 A word of the prompt is named as it stands or by its lemma, in any case. Pinned candidates come
-first and are never dropped; added ones come next and count towards the limit; vetoed ones never
-come. Words that a prompt does not hold are passed over, so that one file serves many prompts.
+first, however many they are; added ones come next and count towards the limit; vetoed ones never
+come. A search drops those that take the prompt too far from what it says or make it too long, with
+a notice. Words that a prompt does not hold are passed over, so that one file serves many prompts.
 """
 
 from __future__ import annotations
