@@ -287,8 +287,11 @@ def test_a_reward_without_gradient_is_searched_by_evolution(choices: str, task: 
     black_box = replace(task, reward=make_reward("jpeg"))
     steps = run(DpoDiff(**SMALL, choices=choices), black_box, Budget(images=10))
     assert not any(step.relaxed for step in steps)
-    with pytest.raises(Incompatible, match="differentiable"):
-        small(choices, solver="gpo").build(black_box)
+    for solver in ("gpo", "gpo+es"):
+        with pytest.raises(
+            Incompatible, match=r"reward's gradient, and jpeg has none; set solver=epo"
+        ):
+            small(choices, solver=solver).build(black_box)
 
 
 def test_nothing_to_choose_ends_at_once_and_says_why(task: Task) -> None:
@@ -408,6 +411,8 @@ def test_a_lower_similarity_is_advised_where_it_left_words_out(
         ({"solver": "cma"}, "solver must be one of epo"),
         ({"space": "words"}, "space must be one of auto"),
         ({"noises": 0}, "noises must be at least 1"),
+        ({"noises": 100_000_000}, "noises must be at most 1024, got 100000000"),
+        ({"unseen": 100_000_000}, "unseen must be at most 1024, got 100000000"),
         ({"library": -1}, "library must be at least 0"),
         ({"min_similarity": 1.5}, "min_similarity must lie"),
         ({"gradient_share": 0.0}, r"got gradient_share=0\.0, leave_one_out="),
@@ -434,7 +439,7 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
         ({"start": 5.0, "solver": "epo"}, "start must lie"),
         ({"t_first": 2.0}, r"got t_first=2\.0, t_end="),
         ({"lr": -1.0}, "lr must be positive"),
-        ({"library": 99}, "0 to 14 slots"),
+        ({"library": 99}, r"0 to 14 slots of the library, .* got 99; --set library=4"),
         ({"min_similarity": 0.5, "space": "positive", "encoder": "/no"}, "cannot load"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "said",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.rng import Stream
 from tiller.core.search import Handover, Phase, Problem
 from tiller.core.solver import Solver
@@ -179,7 +179,13 @@ class WordSearch(Method):
         own = Problem(user, pictures, BestOfN(batch=1, n=1))
         phases = [Phase("prompt", lambda _: own)]
         if self.solver.startswith("gpo"):
-            ascent = self._ascent(words, pictures)  # refused now, not after the first pictures
+            if not reward.differentiable:  # refused now, not after the first pictures
+                raise Incompatible(
+                    f"solver={self.solver} learns from the reward's gradient, and "
+                    f"{task.reward.name} has none; set solver=epo (--set solver=epo), or choose "
+                    "another reward"
+                )
+            ascent = self._ascent(words, pictures)
             part = self.gradient_share
             phases.append(Phase("gradient", lambda _: ascent, until=part, relaxed=True))
         phases.append(self._search_phase(words, pictures))

@@ -60,7 +60,7 @@ def load_choices(path: str | Path) -> Choices:
         InvalidInput: it is not there, not JSON, or not of the form above; names the place.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # as editors on Windows write it, too
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"expected a JSON file of word choices, got {str(path)!r}, which cannot be read "
