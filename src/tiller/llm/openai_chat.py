@@ -218,7 +218,7 @@ class OpenAIChat(Chat):
             case openai.APITimeoutError():
                 return LLMError(
                     f"the LLM server {where} gave no answer in {self.timeout:g} s, in {tries}; "
-                    "allow more time or take a smaller model"
+                    "allow more time (docs/llm.md says how) or take a smaller model"
                 )
             case openai.APIConnectionError():
                 return LLMError(
