@@ -26,6 +26,7 @@ from tiller.methods.dpo_diff import DpoDiff
 from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
 from tiller.rewards import make_reward
+from tiller.runs.survivors import survivors_of
 from tiller.spaces.relaxed_words import RelaxedWords
 from tiller.spaces.words import Words
 from tiller.testing.conformance import check_resume
@@ -232,6 +233,27 @@ def test_a_word_that_is_put_back_says_what_it_is_worth(choices: str, task: Task)
         (text,) = words.texts(without[None])
         assert gain["gain"] == pytest.approx(before.score - scores[text], abs=1e-5)
         assert gain["option"]
+
+
+@pytest.mark.parametrize("solver", ["epo", "gpo+es"])
+def test_the_journal_tells_whom_the_evolution_kept(solver: str, choices: str, task: Task) -> None:
+    fields = {"population": 4, "keep": 3, "mutants": 2, "crossovers": 1, "iterations": 1}
+    method = small(choices, solver=solver, space="both", **fields)
+    steps = run(method, task, Budget(images=40))
+    journal = [{"phase": s.phase, **s.problem.space.notes(s.z, s.evaluation.score)} for s in steps]
+    found = survivors_of(journal, method.keep)
+    assert found is not None
+    last = [step for step in steps if step.phase == "search"][-1]
+    parents = last.state.solver.parents.tolist()
+    assert (found.count, found.first) == (len(parents), 4)
+    for j, (word, position) in enumerate(
+        zip(found.words, method.words_of(task).positions, strict=True)
+    ):
+        assert (word.part, word.word) == (position.part, position.slot.word)
+        said = [position.text(parent[j]) for parent in parents]
+        for option, share in zip(word.options, word.end, strict=True):
+            assert share == said.count(option) / len(said)
+        assert sum(word.start) == pytest.approx(1) == sum(word.end)
 
 
 @pytest.mark.parametrize(

@@ -188,15 +188,23 @@ class Words(Discrete[Inputs]):
         return "\n".join(parts) or "no word may change"
 
     def notes(self, z: Choices, score: Tensor) -> dict[str, Any]:
-        """What each candidate says and what it was worth."""
-        candidates = [
-            {"prompt": prompt, "negative_prompt": negative, "score": float(one)}
-            for (prompt, negative), one in zip(self.texts(z), score, strict=True)
+        """What each candidate says, as a whole and a slot, and what it was worth."""
+        candidates: list[dict[str, Any]] = [
+            {
+                "prompt": prompt,
+                "negative_prompt": negative,
+                "says": [p.text(o) for p, o in zip(self.positions, choice, strict=True)],
+                "score": float(one),
+            }
+            for (prompt, negative), choice, one in zip(
+                self.texts(z), z.tolist(), score, strict=True
+            )
         ]
         if self.wording.similarity is not None:
             for note, one in zip(candidates, self.similarity(z).tolist(), strict=True):
                 note["similarity"] = one
-        return {"candidates": candidates}
+        slots = [{"part": one.part, "word": one.slot.word} for one in self.positions]
+        return {"slots": slots, "candidates": candidates}
 
 
 class LearnedWords(Words):
