@@ -329,7 +329,7 @@ class Training(Method):
     def _lessons(self, task: Task) -> Lessons | None:
         """The training material, None for the run's own noise alone."""
         if self.batch < 0:
-            raise InvalidInput(f"batch must not be negative, got {self.batch}")
+            raise InvalidInput(f"batch must not be negative, got batch={self.batch}")
         if not self.batch:
             if self.prompts:
                 raise InvalidInput(

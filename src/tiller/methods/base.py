@@ -83,9 +83,9 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.stop_below < 1:
-            raise InvalidInput(f"stop_below must lie in [0, 1), got {self.stop_below}")
+            raise InvalidInput(f"stop_below must lie in [0, 1), got stop_below={self.stop_below}")
         if self.patience < 0:
-            raise InvalidInput(f"patience must be at least 0, got {self.patience}")
+            raise InvalidInput(f"patience must be at least 0, got patience={self.patience}")
         for name, noises in (("noises", self.repeats), ("unseen", self.unseen)):
             if noises > MOST_NOISES:
                 raise InvalidInput(f"{name} must be at most {MOST_NOISES}, got {noises}")

@@ -102,7 +102,9 @@ class Evolution(Solver[EvolutionState]):
                 "crossovers=10"
             )
         if not 0 < self.mutation_rate <= 1:
-            raise InvalidInput(f"expected 0 < mutation_rate <= 1, got {self.mutation_rate}")
+            raise InvalidInput(
+                f"expected 0 < mutation_rate <= 1, got mutation_rate={self.mutation_rate}"
+            )
 
     def init(self, space: Space[Any], rng: Stream) -> EvolutionState:
         """Nobody yet, but for what is known."""
