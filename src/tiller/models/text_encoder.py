@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.models.pieces import Choice, Piece, Text, brief, readable
+from tiller.models.quiet import quietly
 
 CACHED_WORDS = 1 << 16  # tokenized pieces that are kept
 _NAMED = 200  # letters of the words that a notice says are dropped
@@ -277,9 +278,10 @@ class TextEncoder:
             self._words.clear()
         new = [text for text in texts if text not in self._words]
         if new:
-            read = self.tokenizer(
-                [self._convert(readable(text)) for text in new],
-                add_special_tokens=False,
-                verbose=False,
-            ).input_ids
+            with quietly():  # what is too long is cut, and said, by us
+                read = self.tokenizer(
+                    [self._convert(readable(text)) for text in new],
+                    add_special_tokens=False,
+                    verbose=False,
+                ).input_ids
             self._words.update(zip(new, read, strict=True))
