@@ -290,7 +290,8 @@ def test_an_attack_ends_lower_with_a_prompt_of_the_same_meaning(
     model: FrozenModel, settings: dict[str, Any]
 ) -> None:
     del settings["space"]
-    result = steer(model, settings, method="attack", min_similarity=0.5, budget="images=14")
+    with pytest.warns(TillerNotice, match="your 'b' for 'red', 'c' for 'red'; set a lower"):
+        result = steer(model, settings, method="attack", min_similarity=0.5, budget="images=14")
     assert result.best.scores["brightness"] <= result.baseline.scores["brightness"]
     assert result.best_negative_prompt == ""
     steps = entries(result.run_dir, "step")

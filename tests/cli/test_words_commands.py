@@ -13,12 +13,19 @@ from tiller.commands import steering
 from tiller.commands.options import Options
 from tiller.core.budget import Budget
 from tiller.methods._catalog import available
+from tiller.testing.fake_pipeline import save_fake_pipeline
 
 QUICK = (
     *("--set", "noises=2", "--set", "unseen=3", "--set", "iterations=2", "--set", "population=4"),
     *("--set", "leave_one_out=0.3", "--budget", "images=24"),
 )
 PROMPT = "a green car on a pink background"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fake model that reads whole prompts, a token a letter."""
+    return save_fake_pipeline(tmp_path_factory.mktemp("words") / "fake", length=77)
 
 
 @pytest.fixture

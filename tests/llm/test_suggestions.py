@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiller.core.errors import InvalidInput, LLMError, TillerNotice
-from tiller.llm import optional_suggestions, suggestions
-from tiller.llm.suggest import _read, _words
+from tiller.llm import OpenAIChat, optional_suggestions, suggestions
+from tiller.llm.suggest import TIMEOUT, _read, _timeout, _words
 from tiller.testing.fake_server import Answer
 from tiller.words import negative_substitutions, positive_substitutions
 
@@ -122,6 +122,35 @@ def test_a_failing_server_costs_the_rung_and_a_notice(serve: Any) -> None:
         assert optional_suggestions(PROMPT, "synonyms", 5, chat) is None
     with pytest.raises(LLMError, match="status 500"):
         suggestions(PROMPT, "synonyms", 5, chat)
+
+
+def test_a_hanging_server_costs_no_more_than_the_time_that_is_set(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = serve([Answer('{"red": ["crimson"]}', delay=1.5)] * 3)
+    for name, value in {**server.environment, "TILLER_LLM_TIMEOUT": "0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(TillerNotice, match=r"no answer in 0\.1 s, in 3 tries; allow more time"):
+        assert optional_suggestions(PROMPT, "synonyms", 5) is None
+    monkeypatch.setenv("TILLER_LLM_TIMEOUT", "20")
+    server.script = ['{"red": ["crimson"]}'] * 4
+    assert suggestions(PROMPT, "synonyms", 5) == {"red": ["crimson"]}
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "inf", "nan"])
+def test_a_time_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("TILLER_LLM_TIMEOUT", said)
+    with pytest.raises(
+        InvalidInput, match=f"TILLER_LLM_TIMEOUT must be .* got '{said}'; .* for 30"
+    ):
+        suggestions(PROMPT, "synonyms", 5)
+
+
+def test_its_own_time_is_shorter_than_that_for_whole_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TILLER_LLM_TIMEOUT", raising=False)
+    assert _timeout() == TIMEOUT < OpenAIChat("m").timeout
 
 
 def test_what_the_user_can_mend_is_an_error_all_the_same(serve: Any) -> None:

@@ -22,7 +22,7 @@ METHODS = available()
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    model = load_model(fake_pipeline())
+    model = load_model(fake_pipeline(length=24))  # room for longer words
     return Task(model, "a red cat", "", make_reward("brightness"))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from tiller.methods.dpo_diff import DpoDiff
 from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
 from tiller.rewards import make_reward
+from tiller.runs.survivors import survivors_of
 from tiller.spaces.relaxed_words import RelaxedWords
 from tiller.spaces.words import Words
 from tiller.testing.conformance import check_resume
@@ -232,6 +235,27 @@ def test_a_word_that_is_put_back_says_what_it_is_worth(choices: str, task: Task)
         assert gain["option"]
 
 
+@pytest.mark.parametrize("solver", ["epo", "gpo+es"])
+def test_the_journal_tells_whom_the_evolution_kept(solver: str, choices: str, task: Task) -> None:
+    fields = {"population": 4, "keep": 3, "mutants": 2, "crossovers": 1, "iterations": 1}
+    method = small(choices, solver=solver, space="both", **fields)
+    steps = run(method, task, Budget(images=40))
+    journal = [{"phase": s.phase, **s.problem.space.notes(s.z, s.evaluation.score)} for s in steps]
+    found = survivors_of(journal, method.keep)
+    assert found is not None
+    last = [step for step in steps if step.phase == "search"][-1]
+    parents = last.state.solver.parents.tolist()
+    assert (found.count, found.first) == (len(parents), 4)
+    for j, (word, position) in enumerate(
+        zip(found.words, method.words_of(task).positions, strict=True)
+    ):
+        assert (word.part, word.word) == (position.part, position.slot.word)
+        said = [position.text(parent[j]) for parent in parents]
+        for option, share in zip(word.options, word.end, strict=True):
+            assert share == said.count(option) / len(said)
+        assert sum(word.start) == pytest.approx(1) == sum(word.end)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -285,8 +309,11 @@ def test_a_reward_without_gradient_is_searched_by_evolution(choices: str, task: 
     black_box = replace(task, reward=make_reward("jpeg"))
     steps = run(DpoDiff(**SMALL, choices=choices), black_box, Budget(images=10))
     assert not any(step.relaxed for step in steps)
-    with pytest.raises(Incompatible, match="differentiable"):
-        small(choices, solver="gpo").build(black_box)
+    for solver in ("gpo", "gpo+es"):
+        with pytest.raises(
+            Incompatible, match=r"reward's gradient, and jpeg has none; set solver=epo"
+        ):
+            small(choices, solver=solver).build(black_box)
 
 
 def test_nothing_to_choose_ends_at_once_and_says_why(task: Task) -> None:
@@ -300,17 +327,104 @@ def test_nothing_to_choose_ends_at_once_and_says_why(task: Task) -> None:
     assert steps[0].cost.images == 2
 
 
-def test_words_beyond_the_encoders_limit_are_left_alone(task: Task) -> None:
+def said(method: Any, task: Task) -> list[str]:
+    """The notices with which a method's words are chosen."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        method.words_of(task)
+    return [str(one.message) for one in caught if issubclass(one.category, TillerNotice)]
+
+
+def pinned(folder: Path, **synonyms: list[str]) -> str:
+    """A file of choices with these synonyms alone, the other words kept."""
+    keep = [word for word in ("red", "cat", "blue", "dog") if word not in synonyms]
+    file = folder / "pinned.json"
+    file.write_text(json.dumps({"keep": keep, "synonyms": {"pin": synonyms}}))
+    return str(file)
+
+
+def test_words_beyond_the_encoders_limit_are_left_alone(task: Task, tmp_path: Path) -> None:
     long = replace(task, prompt="a red cat and a blue dog")
-    method = DpoDiff(**SMALL, space="positive")
+    choices = pinned(tmp_path, red=["tan"], cat=["ox", "cow"], blue=["teal"], dog=["yak"])
+    method = DpoDiff(**{**SMALL, "n": 1}, space="positive", choices=choices)
     with pytest.warns(UserWarning, match="these words are dropped"):
         long.conditioning()
     with pytest.warns(TillerNotice, match=r"reads 14 tokens: 1 of 4 words .*from 'dog' on"):
         words = method.words_of(long)
     assert [position.slot.word for position in words.positions] == ["red", "cat", "blue"]
+    assert bool(words.allows(torch.zeros(1, 3).long())[0]), "the user's own, whatever its length"
     with pytest.warns(TillerNotice, match="of the negative prompt, from"):
         against = DpoDiff(**SMALL).words_of(long)
     assert 1 <= len(against.positions) < 4
+
+
+def test_no_substitutes_push_words_out_of_what_the_encoder_reads(
+    task: Task, tmp_path: Path
+) -> None:
+    """The fake model reads 14 letters, and the prompt has seven."""
+    choices = pinned(tmp_path, red=["scarlet", "incarnadined"], cat=["lion", "wildcat"])
+    method = DpoDiff(**{**SMALL, "n": 1}, space="positive", choices=choices)
+    with pytest.warns(TillerNotice, match=r"the 14 tokens .* are 'incarnadined' for 'red'; short"):
+        words = method.words_of(task)
+    z = torch.tensor(list(itertools.product(*map(range, words.choices))))
+    good = [len(prompt.replace(" ", "")) <= 14 for prompt, _ in words.texts(z)]
+    assert words.allows(z).tolist() == good
+    assert good.count(False) == 1, "scarlet and wildcat, each of which is read alone"
+    with pytest.warns(TillerNotice):
+        steps = run(replace(method, solver="random"), task, Budget(images=99))
+    drawn = {text for step in steps for text in words.texts(step.z)}
+    assert len(drawn) == 5
+
+
+@pytest.mark.parametrize("text", ["flamboyantpink", "c" * 40])
+def test_a_long_substitute_of_the_users_is_named_and_nothing_is_left(
+    text: str, task: Task, tmp_path: Path
+) -> None:
+    method = DpoDiff(**{**SMALL, "n": 1}, space="positive", choices=pinned(tmp_path, red=[text]))
+    first, last = said(method, task)
+    assert re.search(r"are '.*' for 'red'; shorten the prompt", first)
+    assert re.search(r"reads beside the others, so .*, or shorten the prompt", last)
+
+
+def test_a_substitute_of_the_users_that_is_too_far_is_named(task: Task, tmp_path: Path) -> None:
+    choices = pinned(tmp_path, red=["crimson", "no"], cat=["dog"])
+    method = Attack(**{**SMALL, "n": 1}, choices=choices, min_similarity=0.9)
+    with pytest.warns(TillerNotice, match=r"below min_similarity=0\.9, are your 'no' for 'red'; "):
+        words = method.words_of(task)
+    options = [[option.text for option in position.slot.options] for position in words.positions]
+    assert options == [["crimson"], ["dog"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "named"),
+    [
+        (DpoDiff(**SMALL, min_similarity=0.99), "min_similarity=0.99"),
+        (
+            DpoDiff(**SMALL, min_similarity=0.5, encoder="nowhere"),
+            "min_similarity=0.5 and encoder=nowhere",
+        ),
+        (Attack(**SMALL, space="negative"), "min_similarity=0.9"),
+    ],
+    ids=["improve", "encoder", "attack"],
+)
+def test_a_limit_on_words_that_are_not_searched_is_said(
+    method: Any, named: str, task: Task
+) -> None:
+    assert [text.split(":")[0] for text in said(method, task)] == [named]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "advised"), [("xyzzy 42", False), ("a red cat", True), ("x" * 1200, False)]
+)
+def test_a_lower_similarity_is_advised_where_it_left_words_out(
+    prompt: str, advised: bool, task: Task
+) -> None:
+    method = Attack(**SMALL, min_similarity=1.0)
+    text = said(method, replace(task, prompt=prompt))[-1]
+    assert "so there is nothing to search" in text
+    assert ("set a lower min_similarity" in text) == advised
+    assert ("that keeps the prompt 1 similar" in text) == advised
+    assert len(text) < 300, "a long prompt is not quoted whole"
 
 
 @pytest.mark.parametrize(
@@ -319,9 +433,11 @@ def test_words_beyond_the_encoders_limit_are_left_alone(task: Task) -> None:
         ({"solver": "cma"}, "solver must be one of epo"),
         ({"space": "words"}, "space must be one of auto"),
         ({"noises": 0}, "noises must be at least 1"),
+        ({"noises": 100_000_000}, "noises must be at most 1024, got 100000000"),
+        ({"unseen": 100_000_000}, "unseen must be at most 1024, got 100000000"),
         ({"library": -1}, "library must be at least 0"),
         ({"min_similarity": 1.5}, "min_similarity must lie"),
-        ({"gradient_share": 0.0}, "gradient_share"),
+        ({"gradient_share": 0.0}, r"got gradient_share=0\.0, leave_one_out="),
         ({"leave_one_out": 1.0}, "leave_one_out"),
         ({"affix": "a.safetensors"}, "takes no affix"),
     ],
@@ -336,15 +452,16 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     [
         ({"choices": "/nowhere.json"}, "expected a JSON file of word choices"),
         ({"mutation_rate": 0.0}, "mutation_rate"),
-        ({"keep": 0}, "population and keep"),
+        ({"keep": 0}, r"population and keep must be at least 1, got population=20, keep=0"),
+        ({"population": 0}, "got population=0, keep=10"),
         ({"tau": 0.0}, "tau must be positive"),
         ({"tau": -1.0, "solver": "epo"}, "tau must be positive"),
         ({"lr": 0.0, "solver": "random"}, "lr must be positive"),
         ({"similarity_weight": -1.0}, "similarity_weight must be"),
         ({"start": 5.0, "solver": "epo"}, "start must lie"),
-        ({"t_first": 2.0}, "t_first"),
+        ({"t_first": 2.0}, r"got t_first=2\.0, t_end="),
         ({"lr": -1.0}, "lr must be positive"),
-        ({"library": 99}, "0 to 14 slots"),
+        ({"library": 99}, r"0 to 14 slots of the library, .* got 99; --set library=4"),
         ({"min_similarity": 0.5, "space": "positive", "encoder": "/no"}, "cannot load"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "said",
@@ -360,14 +477,14 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
 
 
 def test_an_attack_lowers_the_reward_with_prompts_that_stay_near(task: Task) -> None:
-    method = Attack(**SMALL, iterations=2, min_similarity=0.97)
+    method = Attack(**SMALL, iterations=2, min_similarity=0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         steps = run(method, task, Budget(images=16))
     words = method.words_of(task)
     for step in steps:
         if not step.relaxed:
-            assert bool((words.similarity(step.z) >= 0.97).all())
+            assert bool((words.similarity(step.z) >= 0.9).all())
     last = steps[-1].best
     pictures = method.pictures(task)
     scores = evaluate(words, pictures, torch.cat([last.z, 0 * last.z]), Draw(0, 0)).score

@@ -44,6 +44,12 @@ def test_long_prompts_are_cut_and_the_dropped_words_named(model: Any) -> None:
     assert ours.prompt_embeds.shape == (1, FAKE_LENGTH, 16)
 
 
+def test_counting_what_is_too_long_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    fresh = load_model(fake_pipeline())
+    assert fresh.token_counts(["a long prompt of words"], cut=False) == [20]
+    assert caplog.messages == [], "nor does the tokenizer"
+
+
 def test_five_hundred_words(model: Any) -> None:
     with pytest.warns(UserWarning, match="these words are dropped"):
         states = model.encode([" ".join(["word"] * 500)]).prompt_embeds

@@ -17,6 +17,7 @@ from tiller.runs.found_words import _TOKEN, Piece, Worth, compared, found_words,
 from tiller.runs.record import read_run
 from tiller.runs.report import _panels, write_report
 from tiller.runs.store import RunStore, versions
+from tiller.runs.survivors import survivors
 from tiller.runs.word_charts import BARS
 from tiller.runs.words_view import unseen_verdict, words_view
 
@@ -52,15 +53,18 @@ def words_run(
     change: tuple[float, float, float] = (0.1, 0.05, 0.15),
     unseen: bool = True,
     dropped: bool = False,
+    settings: dict[str, Any] | None = None,
+    says: dict[str, list[str]] | None = None,
 ) -> Path:
     """A finished search for words: the user's, two relaxed rounds, two of prompts, words put back.
 
     The reward moves from .5 by .1 and .2, up or (an attack) down; the search's score is negated in
-    an attack, as the engine writes it.
+    an attack, as the engine writes it. `says` has the slots of each prompt.
     """
     sign = -1 if lowers else 1
     spec = {
-        "method": {"name": "attack" if lowers else "dpo_diff", "settings": {"seeds": 2}},
+        "method": {"name": "attack" if lowers else "dpo_diff",
+                   "settings": settings or {"seeds": 2}},
         "citation": "Wang et al.", "model": "emoji", "prompt": prompt, "negative_prompt": "",
         "lowers": lowers, "reward": ["clip"], "held_out": ["jpeg"], "budget": "images=40",
         "seed": 0, "versions": versions(),
@@ -84,6 +88,11 @@ def words_run(
          "gains": [gain("red", 2, "scarlet", 0.15), gain("cat", 6, "feline", 0.2 - 0.25)
                    if dropped else gain("cat", 6, "feline", 0.1)]},
     ]  # fmt: skip
+    for entry in rounds if says else ():
+        if entry["phase"] in ("prompt", "search"):
+            entry["slots"] = [{"part": "prompt", "word": word} for word in ("red", "cat")]
+            for one in entry["candidates"]:
+                one["says"] = (says or {})[one["prompt"]]
     with RunStore.create(out, spec, "words") as store:
         for name in ("baseline", "best"):
             store.save_image(name, torch.rand(1, 3, 8, 8))
@@ -205,6 +214,33 @@ def test_the_page_says_what_was_found_and_loads_nothing(tmp_path: Path) -> None:
         assert part in text, part
     copied = re.findall(r"<pre>(.*?)</pre>", path.read_text(), re.DOTALL)
     assert copied[:2] == [BEST, "blurry, dog"], "whole, to be copied"
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_the_page_shows_what_an_evolution_kept(tmp_path: Path, lowers: bool) -> None:
+    """Of the five prompts of the journal the best two live on: one of each generation."""
+    says = {
+        PROMPT: ["red", "cat"], "a scarlet cat": ["scarlet", "cat"], BEST: ["scarlet", "feline"],
+        "a red moggy": ["red", "moggy"], "a red kitty": ["red", "kitty"],
+    }  # fmt: skip
+    run = words_run(tmp_path, lowers=lowers, settings={"solver": "epo", "keep": 2}, says=says)
+    found = survivors(read_run(run))
+    assert found is not None
+    assert (found.count, found.first) == (2, 2)
+    red, cat = found.words
+    assert (red.options, red.start, red.end) == (("red", "scarlet"), (0.5, 0.5), (0.0, 1.0))
+    assert (cat.options, cat.end) == (("cat", "feline", "moggy"), (0.5, 0.5, 0.0))
+    text = " ".join(" ".join(Checked(write_report(run).read_text()).words).split())
+    assert "What the evolution kept of each word" in text
+    assert "in the 2 best prompts, those that lived on" in text
+    assert "of the 2 prompts of the first generation" in text
+
+
+def test_a_run_that_bred_nothing_shows_no_survivors(tmp_path: Path) -> None:
+    runs = [words_run(tmp_path), words_run(tmp_path, settings={"solver": "epo", "keep": 2})]
+    assert survivors(read_run(runs[0])) is None, "its solver is none that breeds"
+    assert survivors(read_run(runs[1])) is None, "a journal from before slots were noted"
+    assert "What the evolution kept" not in write_report(runs[1]).read_text()
 
 
 def test_an_attack_says_lower_where_lower_is_better(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_prompts_that_are_not_similar_enough_are_not_allowed() -> None:
     assert notes[1] == {
         "prompt": "a red cat",
         "negative_prompt": "b",
+        "says": ["red", "cat", "b"],
         "score": 1.0,
         "similarity": 1.0,
     }

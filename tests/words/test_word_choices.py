@@ -32,6 +32,12 @@ def test_the_documented_file_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_mark_at_the_files_beginning_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text('{"keep": ["cat"]}', encoding="utf-8-sig")
+    assert load_choices(path).keep == {"cat"}
+
+
 def test_an_empty_object_changes_nothing() -> None:
     assert parse_choices({}) == Choices()
 

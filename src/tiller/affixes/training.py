@@ -353,7 +353,7 @@ def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict
         )
     if method.affix:
         raise InvalidInput(
-            f"an affix is trained on plain prompts, got {method.affix=}; leave it out"
+            f"an affix is trained on plain prompts, got affix={method.affix!r}; leave it out"
         )
     rounds = plan.epochs * -(-len(prompts) // min(plan.batch, len(prompts)))
     budget = Budget.parse(plan.budget) if plan.budget else Budget(steps=rounds)

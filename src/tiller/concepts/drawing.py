@@ -20,7 +20,7 @@ from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named
 from tiller.models.concepts import Concept, Vocabulary
 from tiller.models.loader import load_model
-from tiller.models.pieces import Piece
+from tiller.models.pieces import Piece, brief
 from tiller.models.trajectory import Trajectory
 
 
@@ -59,7 +59,9 @@ def draw(
     texts = [words.read(prompt), words.read(negative_prompt)]
     if found and not any(not isinstance(piece, str) for piece in texts[0]):
         named = ", ".join(concept.token for concept in found)
-        warnings.warn(f"the prompt names none of {named}: {prompt!r}", TillerNotice, stacklevel=2)
+        warnings.warn(
+            f"the prompt names none of {named}: {brief(prompt)!r}", TillerNotice, stacklevel=2
+        )
     try:
         settings = replace(loaded.defaults, **sampler)
     except TypeError as error:

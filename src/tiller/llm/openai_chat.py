@@ -95,9 +95,13 @@ class OpenAIChat(Chat):
                 "pip install 'tiller[llm]'"
             )
         if not 0 < self.timeout < float("inf"):
-            raise InvalidInput(f"timeout must be a positive number of seconds, got {self.timeout=}")
+            raise InvalidInput(
+                f"timeout must be a positive number of seconds, got timeout={self.timeout}"
+            )
         if self.max_retries < 0:
-            raise InvalidInput(f"max_retries must be at least 0, got {self.max_retries=}")
+            raise InvalidInput(
+                f"max_retries must be at least 0, got max_retries={self.max_retries}"
+            )
         try:
             parts = urlsplit(self.base_url)
             sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -218,7 +222,7 @@ class OpenAIChat(Chat):
             case openai.APITimeoutError():
                 return LLMError(
                     f"the LLM server {where} gave no answer in {self.timeout:g} s, in {tries}; "
-                    "allow more time or take a smaller model"
+                    "allow more time (docs/llm.md says how) or take a smaller model"
                 )
             case openai.APIConnectionError():
                 return LLMError(

@@ -11,6 +11,8 @@ substitutes from a dictionary or from ChatGPT. The words of the request are ours
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -22,6 +24,10 @@ from tiller.llm.openai_chat import open_chat
 from tiller.llm.structured import ask_json
 
 Direction = Literal["synonyms", "antonyms"]
+
+TIMEOUT = 30.0
+"""Seconds that one answer may take where TILLER_LLM_TIMEOUT does not say: a search has other words,
+and need not wait for these as long as for whole prompts."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _MOST_WORDS = 4  # of a substitute
@@ -49,7 +55,8 @@ def suggestions(
         prompt: of a picture.
         direction: words that keep the meaning, or words that turn it.
         n: at most so many a word.
-        chat: whom to ask; the environment's model by default (`open_chat`).
+        chat: whom to ask; by default the environment's model (`open_chat`), each of whose answers
+            may take TILLER_LLM_TIMEOUT seconds.
 
     Returns:
         Words or phrases of the prompt, in lower case, with their substitutes: what the argument
@@ -57,7 +64,7 @@ def suggestions(
         a prompt without letters, which costs no request.
 
     Raises:
-        InvalidInput: n is below 1, or no server is configured.
+        InvalidInput: n is below 1, no server is configured, or TILLER_LLM_TIMEOUT is no time.
         LLMError: no answer that can be used; `optional_suggestions` goes on without.
 
     Example:
@@ -76,7 +83,8 @@ def suggestions(
         return _read(tree, words, n)
 
     question = Message("user", _question(prompt, direction, n))
-    return ask_json(chat or open_chat(), [question], read, temperature=0.0, seed=0)
+    chat = chat or open_chat(timeout=_timeout())
+    return ask_json(chat, [question], read, temperature=0.0, seed=0)
 
 
 def optional_suggestions(
@@ -96,6 +104,21 @@ def optional_suggestions(
             stacklevel=2,
         )
         return None
+
+
+def _timeout() -> float:
+    """Seconds that one answer may take."""
+    said = os.environ.get("TILLER_LLM_TIMEOUT", "").strip()
+    try:
+        seconds = float(said) if said else TIMEOUT
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InvalidInput(
+            f"TILLER_LLM_TIMEOUT must be a positive number of seconds, got {said!r}; set "
+            f"it to one, or unset it for {TIMEOUT:g}"
+        )
+    return seconds
 
 
 def _question(prompt: str, direction: Direction, n: int) -> str:

@@ -70,7 +70,9 @@ class AffixMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shrink is not None and not 0 < self.shrink < float("inf"):
-            raise InvalidInput(f"shrink must be positive and finite, or none; got {self.shrink=}")
+            raise InvalidInput(
+                f"shrink must be positive and finite, or none; got shrink={self.shrink}"
+            )
         if self.anchor not in ANCHORS:
             raise InvalidInput(f"anchor must be {' or '.join(ANCHORS)}, got {self.anchor!r}")
 

@@ -59,11 +59,11 @@ class Shortcuts:
         if not (0 <= self.t_first < 1 and 0 <= self.t_end <= 1):
             raise InvalidInput(
                 "expected 0 <= t_first < 1 and 0 <= t_end <= 1, parts of the trajectory; got "
-                f"{self.t_first=}, {self.t_end=}"
+                f"t_first={self.t_first}, t_end={self.t_end}"
             )
         if self.k < 1 or self.iterations < 1:
             raise InvalidInput(
-                f"k and iterations must be at least 1, got {self.k=}, {self.iterations=}"
+                f"k and iterations must be at least 1, got k={self.k}, iterations={self.iterations}"
             )
 
     def gradient(self, steps: int, draw: Draw) -> Gradient:

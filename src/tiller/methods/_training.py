@@ -329,12 +329,12 @@ class Training(Method):
     def _lessons(self, task: Task) -> Lessons | None:
         """The training material, None for the run's own noise alone."""
         if self.batch < 0:
-            raise InvalidInput(f"batch must not be negative, got {self.batch=}")
+            raise InvalidInput(f"batch must not be negative, got batch={self.batch}")
         if not self.batch:
             if self.prompts:
                 raise InvalidInput(
-                    f"training on the prompts of a file needs pictures a step, got {self.prompts=} "
-                    "and batch=0; set batch=4"
+                    "training on the prompts of a file needs pictures a step, got "
+                    f"prompts={self.prompts!r} and batch=0; set batch=4"
                 )
             return None
         texts = lines_of(self.prompts) if self.prompts else [task.prompt]

@@ -6,7 +6,6 @@ Source: Wang et al., *On discrete prompt optimization for diffusion models* (DPO
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.rng import Stream
 from tiller.core.search import Handover, Phase, Problem
 from tiller.core.solver import Solver
@@ -137,7 +136,7 @@ class WordSearch(Method):
         if not (0 < self.gradient_share <= 1 and 0 <= self.leave_one_out < 1):
             raise InvalidInput(
                 "expected 0 < gradient_share <= 1 and 0 <= leave_one_out < 1, parts of the budget; "
-                f"got {self.gradient_share=}, {self.leave_one_out=}"
+                f"got gradient_share={self.gradient_share}, leave_one_out={self.leave_one_out}"
             )
         # What only some solvers read is refused whichever is chosen.
         if not 0 <= self.start <= LARGEST:
@@ -175,13 +174,18 @@ class WordSearch(Method):
         )
         user = starting_at(words, torch.zeros(1, len(words.choices), dtype=torch.int64))
         if words.size == 1:
-            _say_nothing_to_choose(words)
             only = Problem(user, pictures, Random(batch=1))
             return [Phase("prompt", lambda _: only)]
         own = Problem(user, pictures, BestOfN(batch=1, n=1))
         phases = [Phase("prompt", lambda _: own)]
         if self.solver.startswith("gpo"):
-            ascent = self._ascent(words, pictures)  # refused now, not after the first pictures
+            if not reward.differentiable:  # refused now, not after the first pictures
+                raise Incompatible(
+                    f"solver={self.solver} learns from the reward's gradient, and "
+                    f"{task.reward.name} has none; set solver=epo (--set solver=epo), or choose "
+                    "another reward"
+                )
+            ascent = self._ascent(words, pictures)
             part = self.gradient_share
             phases.append(Phase("gradient", lambda _: ascent, until=part, relaxed=True))
         phases.append(self._search_phase(words, pictures))
@@ -281,19 +285,6 @@ def _put_back_phase(words: Words, pictures: Pictures) -> Phase:
 
     done = "the words of the best were put back"
     return Phase("words put back", build, asks=asks, done=done)
-
-
-def _say_nothing_to_choose(words: Words) -> None:
-    wording = words.wording
-    near = f" that keeps the prompt {wording.least:g} similar" if wording.least > 0 else ""
-    warnings.warn(
-        f"no word of {wording.prompt!r} has a substitute{near}, so there is nothing to search; "
-        "name some in a file (--set choices=words.json, see docs/words.md)"
-        + (", set a lower min_similarity" if wording.least > 0 else "")
-        + ("" if wording.negative or wording.least > 0 else ", or set space=negative"),
-        TillerNotice,
-        stacklevel=4,
-    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from tiller.rewards.base import Reward
 from tiller.spaces.insertion import Words
 from tiller.spaces.noise import Noise
 
+MOST_NOISES = 1024  # from which one candidate is drawn; they are all held at once
+
 
 @dataclass(frozen=True)
 class Task:
@@ -81,13 +83,16 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.stop_below < 1:
-            raise InvalidInput(f"stop_below must lie in [0, 1), got {self.stop_below=}")
+            raise InvalidInput(f"stop_below must lie in [0, 1), got stop_below={self.stop_below}")
         if self.patience < 0:
-            raise InvalidInput(f"patience must be at least 0, got {self.patience=}")
+            raise InvalidInput(f"patience must be at least 0, got patience={self.patience}")
+        for name, noises in (("noises", self.repeats), ("unseen", self.unseen)):
+            if noises > MOST_NOISES:
+                raise InvalidInput(f"{name} must be at most {MOST_NOISES}, got {noises}")
         if self.affix and not self.takes_affix:
             raise InvalidInput(
                 f"{type(self).__name__} encodes prompts of its own and takes no affix, got "
-                f"{self.affix=}; leave it out, or use ipgo, dno or raw"
+                f"affix={self.affix!r}; leave it out, or use ipgo, dno or raw"
             )
 
     @abstractmethod

@@ -117,7 +117,8 @@ class Ddpo(Training):
         """The ascent of one set of weights by policy gradients."""
         if lessons is None or self.at_once < 1:
             raise InvalidInput(
-                f"batch and at_once must be at least 1, got {self.batch=} and {self.at_once=}"
+                f"batch and at_once must be at least 1, got batch={self.batch} and "
+                f"at_once={self.at_once}"
             )
         if not trajectory.noisy_steps:
             raise InvalidInput(

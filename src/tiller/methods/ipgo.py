@@ -99,13 +99,13 @@ class Ipgo(AffixMethod):
             if self.popsize is not None:
                 raise InvalidInput(
                     f"popsize belongs to cma and bayes, and this run takes the reward's gradient, "
-                    f"got {self.popsize=}; leave it out, or set solver=cma"
+                    f"got popsize={self.popsize}; leave it out, or set solver=cma"
                 )
             ascent = GradientSolver(lr=self.lr, schedule=self.schedule(), clip_norm=self.clip_norm)
             return ResampledGradient(ascent) if self.resample else ascent
         if self.resample:
             raise InvalidInput(
-                f"{name} ranks candidates on one noise, got {self.resample=}; leave it out"
+                f"{name} ranks candidates on one noise, got resample={self.resample}; leave it out"
             )
         if name == "cma":
             return CmaEs(popsize=self.popsize)

@@ -60,8 +60,8 @@ class IpgoDno(AffixMethod):
         """DDIM with this method's eta; other schedulers have no noise of their own to search."""
         if self.scheduler not in (None, "ddim"):
             raise InvalidInput(
-                f"ipgo_dno searches the noises of the ddim scheduler, got {self.scheduler=}; leave "
-                "it out, or use ipgo"
+                "ipgo_dno searches the noises of the ddim scheduler, got "
+                f"scheduler={self.scheduler!r}; leave it out, or use ipgo"
             )
         return replace(super().sampler(model), scheduler="ddim", eta=self.eta)
 

@@ -274,8 +274,11 @@ class FrozenModel(ABC):
             "expected a model with a CLIP text encoder, e.g. Stable Diffusion"
         )
 
-    def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens of each text the encoder reads, its ends included, after truncation."""
+    def token_counts(self, prompts: Sequence[str], *, cut: bool = True) -> list[int]:
+        """How many tokens of each text the encoder reads, its ends included.
+
+        With `cut=False` how many the text has, also where that is more than are read.
+        """
         raise InvalidInput(f"the model {self.name!r} reads no tokens; use one with a text encoder")
 
     @property

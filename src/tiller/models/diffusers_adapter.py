@@ -166,10 +166,10 @@ class LatentDiffusion(FrozenModel):
         ]
         return _conditioning(found[: len(positive)], unconditional)
 
-    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+    def token_counts(self, prompts: Sequence[str], *, cut: bool = True) -> list[int]:
         """How many tokens of each text are read, ends included; the most of two encoders."""
         texts = [self._named([text]) for text in _texts(prompts, "prompts")]
-        return [max(n) for n in zip(*(r.lengths(texts) for r in self._readers), strict=True)]
+        return [max(n) for n in zip(*(r.lengths(texts, cut) for r in self._readers), strict=True)]
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:

@@ -132,6 +132,11 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def brief(text: str, most: int = 60) -> str:
+    """A text as messages quote it: its first letters where there are more than `most`."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _clean(piece: Piece, what: str) -> Piece:
     if isinstance(piece, str):
         return readable(piece)

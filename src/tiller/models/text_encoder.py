@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.pieces import Choice, Piece, Text, readable
+from tiller.models.pieces import Choice, Piece, Text, brief, readable
+from tiller.models.quiet import quietly
 
 CACHED_WORDS = 1 << 16  # tokenized pieces that are kept
+_NAMED = 200  # letters of the words that a notice says are dropped
 
 SUM_TOLERANCE = 1e-3  # of the weights of one Choice
 
@@ -119,10 +121,10 @@ class TextEncoder:
         weight: Tensor = self.encoder.get_input_embeddings().weight
         return weight.detach()
 
-    def lengths(self, texts: Sequence[Text]) -> list[int]:
-        """How many tokens of each text are read, both ends included."""
+    def lengths(self, texts: Sequence[Text], cut: bool = True) -> list[int]:
+        """How many tokens of each text are read, both ends included; all that it has if not cut."""
         rows = self.read(texts, Weights(texts, self.encoder.device))
-        return [min(len(row.ids) + 2, self.limit) for row in rows]
+        return [min(len(row.ids) + 2, self.limit) if cut else len(row.ids) + 2 for row in rows]
 
     def read(self, texts: Sequence[Text], weights: Weights) -> list[Row]:
         """The texts as token ids, however long they are."""
@@ -146,7 +148,7 @@ class TextEncoder:
                 rest = [row.ids[p] for p in range(body, len(row.ids)) if p not in row.given]
                 found.append(
                     f"the prompt has {len(row.ids)} tokens and {name} reads {body}; these words "
-                    f"are dropped: {self.tokenizer.decode(rest).strip()}"
+                    f"are dropped: {brief(self.tokenizer.decode(rest).strip(), _NAMED)}"
                 )
         return found
 
@@ -276,9 +278,10 @@ class TextEncoder:
             self._words.clear()
         new = [text for text in texts if text not in self._words]
         if new:
-            read = self.tokenizer(
-                [self._convert(readable(text)) for text in new],
-                add_special_tokens=False,
-                verbose=False,
-            ).input_ids
+            with quietly():  # what is too long is cut, and said, by us
+                read = self.tokenizer(
+                    [self._convert(readable(text)) for text in new],
+                    add_special_tokens=False,
+                    verbose=False,
+                ).input_ids
             self._words.update(zip(new, read, strict=True))

@@ -28,12 +28,15 @@ class Changes:
     colour: int = 0
 
 
-def distributions(words: Sequence[Learned], name: str) -> dict[str, str]:
+def distributions(
+    words: Sequence[Learned], name: str, title: str = "Learned distributions"
+) -> dict[str, str]:
     """Bars of the likeliest options of each word, with a stroke where each began.
 
     Args:
         words: at least one.
         name: unique in its page.
+        title: what they are, for those who do not see the picture.
     """
     shown = [_likeliest(word) for word in words]
 
@@ -58,7 +61,7 @@ def distributions(words: Sequence[Learned], name: str) -> dict[str, str]:
             for i, axis in zip(row, places, strict=False):
                 _bars(axis, words[i], shown[i], figure_rows=max(len(shown[j]) for j in row))
 
-    label = "Learned distributions of " + ", ".join(word.word for word in words)
+    label = f"{title}: " + ", ".join(word.word for word in words)
     return drawn(draw, lambda size: sum(heights(size)) + 10, name, label)
 
 

@@ -12,6 +12,7 @@ from tiller.runs.embedded import RowView, rows
 from tiller.runs.found_words import FoundWords, Piece, Prompt, Worth, found_words
 from tiller.runs.png import open_png
 from tiller.runs.record import Record
+from tiller.runs.survivors import survivors
 from tiller.runs.templating import changed, direction, number
 from tiller.runs.word_charts import Changes, distributions
 from tiller.runs.word_charts import changes as changes_chart
@@ -56,6 +57,15 @@ class PromptView:
 
 
 @dataclass(frozen=True)
+class SurvivorsView:
+    """The prompts that an evolution kept, see `survivors.Survivors`."""
+
+    count: int
+    first: int
+    chart: dict[str, str]
+
+
+@dataclass(frozen=True)
 class WordsView:
     """The words that a run found."""
 
@@ -73,6 +83,7 @@ class WordsView:
     tried: int
     population: dict[str, str] | None
     distributions: dict[str, str] | None
+    survivors: SurvivorsView | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ def words_view(record: Record) -> WordsView | None:
         tried=len(found.prompts),
         population=_population(found),
         distributions=distributions(found.learned, "words") if found.learned else None,
+        survivors=_survivors(record),
     )
 
 
@@ -187,6 +199,14 @@ def _population(found: FoundWords) -> dict[str, str] | None:
     ]
     panel = Panel("Score of every prompt", curves, found.own.score)
     return charts([panel], "population", "rounds of prompts; 0 is your own", whole=True)
+
+
+def _survivors(record: Record) -> SurvivorsView | None:
+    kept = survivors(record)
+    if kept is None:
+        return None
+    chart = distributions(kept.words, "survivors", "What the survivors say")
+    return SurvivorsView(kept.count, kept.first, chart)
 
 
 def unseen_view(record: Record) -> UnseenView | None:

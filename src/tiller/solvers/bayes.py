@@ -88,7 +88,9 @@ class Bayes(Solver[BayesState]):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise InvalidInput(f"expected low < high, both finite, got {self.low=}, {self.high=}")
+            raise InvalidInput(
+                f"expected low < high, both finite, got low={self.low}, high={self.high}"
+            )
         if self.sampler not in SAMPLERS:
             raise InvalidInput(
                 f"sampler must be one of {', '.join(SAMPLERS)}; got {self.sampler!r}"
@@ -96,7 +98,7 @@ class Bayes(Solver[BayesState]):
         if self.startup < 1 or self.batch < 1 or self.gp_up_to < 0:
             raise InvalidInput(
                 "expected startup >= 1, batch >= 1 and gp_up_to >= 0, got "
-                f"{self.startup=}, {self.batch=}, {self.gp_up_to=}"
+                f"startup={self.startup}, batch={self.batch}, gp_up_to={self.gp_up_to}"
             )
 
     def init(self, space: Space[Any], rng: Stream) -> BayesState:

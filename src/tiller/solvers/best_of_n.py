@@ -52,7 +52,9 @@ class BestOfN(Solver[BestOfNState]):
 
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.n is not None and self.n < 1):
-            raise InvalidInput(f"batch and n must be at least 1, got {self.batch=}, {self.n=}")
+            raise InvalidInput(
+                f"batch and n must be at least 1, got batch={self.batch}, n={self.n}"
+            )
 
     def init(self, space: Space[Any], rng: Stream) -> BestOfNState:
         """Nothing evaluated."""

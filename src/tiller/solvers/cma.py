@@ -160,9 +160,9 @@ class CmaEs(Solver[CmaState]):
         if not 0 < self.sigma0 < math.inf:
             raise InvalidInput(f"sigma0 must be positive and finite, got {self.sigma0=}")
         if self.popsize is not None and self.popsize < 3:
-            raise InvalidInput(f"popsize must be at least 3, got {self.popsize=}")
+            raise InvalidInput(f"popsize must be at least 3, got popsize={self.popsize}")
         if self.full_up_to < 0:
-            raise InvalidInput(f"full_up_to must not be negative, got {self.full_up_to=}")
+            raise InvalidInput(f"full_up_to must not be negative, got full_up_to={self.full_up_to}")
 
     def init(self, space: Space[Any], rng: Stream) -> CmaState:
         """The first mean, and nothing told."""

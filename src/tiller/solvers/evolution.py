@@ -92,15 +92,19 @@ class Evolution(Solver[EvolutionState]):
     def __post_init__(self) -> None:
         if self.population < 1 or self.keep < 1:
             raise InvalidInput(
-                f"population and keep must be at least 1, got {self.population=}, {self.keep=}"
+                f"population and keep must be at least 1, got population={self.population}, "
+                f"keep={self.keep}"
             )
         if self.mutants < 0 or self.crossovers < 0 or self.mutants + self.crossovers < 1:
             raise InvalidInput(
                 "a generation needs at least one child, got "
-                f"{self.mutants=}, {self.crossovers=}; set mutants=10 and crossovers=10"
+                f"mutants={self.mutants}, crossovers={self.crossovers}; set mutants=10 and "
+                "crossovers=10"
             )
         if not 0 < self.mutation_rate <= 1:
-            raise InvalidInput(f"expected 0 < mutation_rate <= 1, got {self.mutation_rate=}")
+            raise InvalidInput(
+                f"expected 0 < mutation_rate <= 1, got mutation_rate={self.mutation_rate}"
+            )
 
     def init(self, space: Space[Any], rng: Stream) -> EvolutionState:
         """Nobody yet, but for what is known."""

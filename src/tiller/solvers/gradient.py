@@ -82,11 +82,13 @@ class Gradient(Solver[GradientState]):
             if value is not None and not 0 < value < float("inf"):
                 raise InvalidInput(f"{name} must be positive and finite, got {name}={value!r}")
         if self.population < 1:
-            raise InvalidInput(f"population must be at least 1, got {self.population=}")
+            raise InvalidInput(f"population must be at least 1, got population={self.population}")
         if self.halve_every < 0:
-            raise InvalidInput(f"halve_every must be at least 0, got {self.halve_every=}")
+            raise InvalidInput(
+                f"halve_every must be at least 0, got halve_every={self.halve_every}"
+            )
         if self.steps is not None and self.steps < 1:
-            raise InvalidInput(f"steps must be at least 1 or None, got {self.steps=}")
+            raise InvalidInput(f"steps must be at least 1 or None, got steps={self.steps}")
 
     def init(self, space: Space[Any], rng: Stream) -> GradientState:
         """The space's first `population` samples, at rest."""

@@ -76,7 +76,8 @@ class Proposer(Solver[ProposerState]):
     def __post_init__(self) -> None:
         if self.batch < 1 or (self.iterations is not None and self.iterations < 1):
             raise InvalidInput(
-                f"batch and iterations must be at least 1, got {self.batch=}, {self.iterations=}"
+                f"batch and iterations must be at least 1, got batch={self.batch}, "
+                f"iterations={self.iterations}"
             )
 
     def init(self, space: Space[Any], rng: Stream) -> ProposerState:

@@ -77,10 +77,10 @@ class Random(Solver[RandomState]):
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise InvalidInput(f"batch must be at least 1, got {self.batch=}")
+            raise InvalidInput(f"batch must be at least 1, got batch={self.batch}")
         largest = 1.0 if self.keep_norm else math.inf
         if not 0 < self.radius <= largest:
-            raise InvalidInput(f"expected 0 < radius <= {largest:g}, got {self.radius=}")
+            raise InvalidInput(f"expected 0 < radius <= {largest:g}, got radius={self.radius}")
 
     def init(self, space: Space[Any], rng: Stream) -> RandomState:
         """Nothing tried, but for what is known."""

@@ -52,6 +52,8 @@ class Wording:
         negative: what the negative prompt may say besides; None for nothing.
         similarity: compares prompts with the user's, where that is limited.
         least: the lowest similarity that is allowed.
+        longest: tokens that a prompt may have, both ends included; 0 for any number. More would
+            push words out of what the text encoder reads.
     """
 
     prompt: str
@@ -60,6 +62,7 @@ class Wording:
     negative: Substitutions | None = None
     similarity: Similarity | None = None
     least: float = 0.0
+    longest: int = 0
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -110,7 +113,7 @@ class Words(Discrete[Inputs]):
         if noise.ndim != 5 or not len(noise):
             raise InvalidInput(f"noise must be [S, slots, C, h, w], got {list(noise.shape)}")
         if wording.least > 0 and wording.similarity is None:
-            raise InvalidInput(f"{wording.least=} needs a similarity to measure, got None")
+            raise InvalidInput(f"least={wording.least} needs a similarity to measure, got None")
         self.model = model
         self.wording = wording
         self.noise = noise
@@ -160,10 +163,14 @@ class Words(Discrete[Inputs]):
         return found
 
     def allows(self, z: Choices) -> Tensor:
-        """Whether each prompt is similar enough to the user's, [n] bool."""
-        if self.wording.least <= 0:
-            return super().allows(z)
-        return self.similarity(z) >= self.wording.least
+        """Whether each prompt is short enough and similar enough to the user's, [n] bool."""
+        allowed = super().allows(z)
+        if self.wording.longest and len(z):
+            counts = self.model.token_counts([prompt for prompt, _ in self.texts(z)], cut=False)
+            allowed &= torch.tensor(counts, dtype=torch.int64) <= self.wording.longest
+        if self.wording.least > 0:
+            allowed &= self.similarity(z) >= self.wording.least
+        return allowed
 
     def similarity(self, z: Choices) -> Tensor:
         """How similar each prompt is to the user's, [n] in float64."""
@@ -181,15 +188,23 @@ class Words(Discrete[Inputs]):
         return "\n".join(parts) or "no word may change"
 
     def notes(self, z: Choices, score: Tensor) -> dict[str, Any]:
-        """What each candidate says and what it was worth."""
-        candidates = [
-            {"prompt": prompt, "negative_prompt": negative, "score": float(one)}
-            for (prompt, negative), one in zip(self.texts(z), score, strict=True)
+        """What each candidate says, as a whole and a slot, and what it was worth."""
+        candidates: list[dict[str, Any]] = [
+            {
+                "prompt": prompt,
+                "negative_prompt": negative,
+                "says": [p.text(o) for p, o in zip(self.positions, choice, strict=True)],
+                "score": float(one),
+            }
+            for (prompt, negative), choice, one in zip(
+                self.texts(z), z.tolist(), score, strict=True
+            )
         ]
         if self.wording.similarity is not None:
             for note, one in zip(candidates, self.similarity(z).tolist(), strict=True):
                 note["similarity"] = one
-        return {"candidates": candidates}
+        slots = [{"part": one.part, "word": one.slot.word} for one in self.positions]
+        return {"slots": slots, "candidates": candidates}
 
 
 class LearnedWords(Words):

@@ -30,15 +30,19 @@ from transformers import (
 FAKE_LENGTH = 16  # tokens that the fake text encoder reads, both ends included
 
 
-def fake_tokenizer() -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer whose tokens are single characters: any text can be read."""
+def fake_tokenizer(length: int = FAKE_LENGTH) -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer whose tokens are single characters: any text can be read.
+
+    Args:
+        length: tokens that are read, both ends included.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=FAKE_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
 
 
 def fake_pipeline(
@@ -48,6 +52,7 @@ def fake_pipeline(
     seed: int = 0,
     set_alpha_to_one: bool = False,
     sample_size: int = 8,
+    length: int = FAKE_LENGTH,
     **unet: Any,
 ) -> StableDiffusionPipeline:
     """A fake pipeline on the CPU that draws 16 x 16 pixels from latents [4, 8, 8].
@@ -58,9 +63,10 @@ def fake_pipeline(
         seed: of the weights.
         set_alpha_to_one: whether DDIM's last step lands on the x0 estimate.
         sample_size: latents along each side.
+        length: tokens that the text encoder reads, both ends included.
         unet: further fields of the UNet's configuration.
     """
-    tokenizer = fake_tokenizer()
+    tokenizer = fake_tokenizer(length)
     with _seeded(seed):
         parts = {
             "text_encoder": CLIPTextModel(_text_config(tokenizer)).eval(),
@@ -152,7 +158,7 @@ def _text_config(tokenizer: CLIPTokenizer, **fields: Any) -> CLIPTextConfig:
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": FAKE_LENGTH,
+        "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -8,8 +8,9 @@ A JSON file, every part optional:
      "library": {"veto": ["watermark"], "add": ["double exposure"]}}
 
 A word of the prompt is named as it stands or by its lemma, in any case. Pinned candidates come
-first and are never dropped; added ones come next and count towards the limit; vetoed ones never
-come. Words that a prompt does not hold are passed over, so that one file serves many prompts.
+first, however many they are; added ones come next and count towards the limit; vetoed ones never
+come. A search drops those that take the prompt too far from what it says or make it too long, with
+a notice. Words that a prompt does not hold are passed over, so that one file serves many prompts.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def load_choices(path: str | Path) -> Choices:
         InvalidInput: it is not there, not JSON, or not of the form above; names the place.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # as editors on Windows write it, too
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"expected a JSON file of word choices, got {str(path)!r}, which cannot be read "

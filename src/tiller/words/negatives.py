@@ -71,7 +71,8 @@ def library_slots(
         )
     if not 0 <= count <= len(names):
         raise InvalidInput(
-            f"expected 0 to {len(names)} slots, one group at least for each, got {count=}"
+            f"expected 0 to {len(names)} slots of the library, one group at least for each, got "
+            f"{count}; --set library=4 is the default"
         )
     if not count:
         return ()

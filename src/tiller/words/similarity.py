@@ -9,7 +9,6 @@ Source: Wang et al., *On discrete prompt optimization for diffusion models* (DPO
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -75,17 +74,7 @@ class Similarity:
 
 def within(space: Substitutions, similarity: Similarity, least: float) -> Substitutions:
     """The space without the options that alone take the prompt below `least`, and empty slots."""
-    slots = []
-    for k, slot in enumerate(space.slots):
-        choices = [
-            [option if j == k else 0 for j in range(len(space.slots))]
-            for option in range(1, slot.size)
-        ]
-        near = similarity([space.text(choice) for choice in choices]) >= least
-        kept = tuple(o for o, good in zip(slot.options, near.tolist(), strict=True) if good)
-        if kept:
-            slots.append(replace(slot, options=kept))
-    return replace(space, slots=tuple(slots))
+    return space.where(lambda texts: [one >= least for one in similarity(texts).tolist()])
 
 
 def sentence_encoder(source: str) -> Embed:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tiller.core.errors import InvalidInput
@@ -86,6 +86,24 @@ class Substitutions:
         for slot, word in reversed(chosen):  # from the right: the spans on the left stay true
             text = _replaced(text, slot, word)
         return text
+
+    def where(self, good: Callable[[Sequence[str]], Sequence[bool]]) -> Substitutions:
+        """The space without the options that alone make a prompt that is not good, and empty slots.
+
+        Args:
+            good: says it of each of some prompts.
+        """
+        slots = []
+        for k, slot in enumerate(self.slots):
+            choices = [
+                [option if j == k else 0 for j in range(len(self.slots))]
+                for option in range(1, slot.size)
+            ]
+            found = good([self.text(choice) for choice in choices])
+            kept = tuple(o for o, one in zip(slot.options, found, strict=True) if one)
+            if kept:
+                slots.append(replace(slot, options=kept))
+        return replace(self, slots=tuple(slots))
 
     def describe(self) -> str:
         """The words, their options with where each comes from, and the size, for reading."""

@@ -98,7 +98,7 @@ def read_database(folder: Path = FOLDER) -> Database:
         lines = _lines(folder / f"data.{name}")
         if not any("WordNet 3.0 Copyright" in line for line in lines[:40]):
             raise InvalidInput(
-                f"expected WordNet 3.0, got {str(folder)=} whose data.{name} does not say so; "
+                f"expected WordNet 3.0, got {str(folder)!r}, whose data.{name} does not say so; "
                 "other versions number their senses otherwise."
             )
         for line in lines:

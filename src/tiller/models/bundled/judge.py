@@ -133,7 +133,7 @@ class Judge:
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise InvalidInput(
-                f"expected images of shape [n, 3, H, W] in [0, 1], got {tuple(images.shape)=}"
+                f"expected images of shape [n, 3, H, W] in [0, 1], got {list(images.shape)}"
             )
         pixels = images.detach().float().to(next(self._net.parameters()).device)
         if pixels.shape[-2:] != (64, 64):
