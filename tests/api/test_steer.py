@@ -56,7 +56,7 @@ class Stop(Exception):
     """Raised by a test to end a run where a crash would."""
 
 
-@pytest.mark.filterwarnings("ignore:.* trains weights")
+@pytest.mark.filterwarnings("ignore:.* trains weights", "ignore:left out of the search")
 @pytest.mark.parametrize("method", sorted(available()))
 def test_every_method_is_never_worse_than_its_baseline_and_reports_a_held_out_reward(
     method: str,
