@@ -189,7 +189,8 @@ def test_solvers_are_compared_where_their_gradient_steps_are_paid_for(
     bench: Bench, folder: Path
 ) -> None:
     options = ["--prompts", "1", "--seeds", "2", "--images", "32"]
-    table = bench("solvers", *options)["table"]
+    whole = bench("solvers", *options)
+    table = whole["table"]
     for name in ("random", "epo", "gpo", "gpo+es"):
         row = table[name]
         assert 0 <= row["8"]["value"] <= row["16"]["value"]
@@ -202,6 +203,15 @@ def test_solvers_are_compared_where_their_gradient_steps_are_paid_for(
             table[mine]["16"]["value"] - table[other]["16"]["value"]
         )
     assert (folder / "figures" / "solvers.svg").exists()
+    parts = [folder / "epo.json", folder / "others.json"]
+    for file, kept in zip(parts, ("epo", None), strict=True):
+        runs = dict(whole["runs"])
+        for name in ("gains", "free_steps"):
+            runs[name] = {k: v for k, v in runs[name].items() if (k == "epo") == (kept == "epo")}
+        file.write_text(json.dumps({"runs": runs}))
+    merged = bench("solvers", "--merge", *map(str, parts))["table"]
+    assert merged["gpo less epo"] == table["gpo less epo"]
+    assert merged["random"]["16"] == table["random"]["16"]
 
 
 def test_an_ascent_costs_what_was_planned(measured: ModuleType, model: Path, folder: Path) -> None:
