@@ -61,8 +61,8 @@ class Prompts(Noise):
     def decode(self, z: Tensor) -> Inputs:
         """Each point with its member's conditioning."""
         members = len(self.conditioning)
-        rows = torch.arange(members).repeat_interleave(len(z) // members)
-        return Inputs(z, self.conditioning.index(rows))
+        rows = torch.arange(members).repeat_interleave(-(-len(z) // members))
+        return Inputs(z, self.conditioning.index(rows[: len(z)]))
 
 
 class Several(Pictures):
@@ -72,6 +72,10 @@ class Several(Pictures):
         super().__init__(trajectory, reward, prompts[0], gradient=Gradient.full())
         self.prompts, self.most = prompts, most
         self.drawn_last = torch.empty(0)
+
+    def room(self, x: Inputs, gradient: bool) -> int | None:
+        """The members go together: a part of them would be told others' prompts."""
+        return None
 
     def render(self, x: Inputs, draw: Draw) -> Tensor:
         """Without a graph, `most` pictures at a time."""

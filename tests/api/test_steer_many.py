@@ -38,6 +38,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         {},
         {"gamma": 0.5, "b": 3},
         {"reward": "jpeg", "q": 2},
+        {"reward": "jpeg", "q": 3, "estimator": "zeroth_order"},
         {"method": "best_of_n", "budget": "images=5"},
         {"warm_start": 2},
         {"population": 4, "halve_every": 1},

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from tiller.core.budget import Budget, count
 from tiller.core.errors import RewardError
+from tiller.core.evaluation import Estimator
 from tiller.core.rng import Draw
 from tiller.core.search import Phase, Problem, Search, Step, search_phases, search_together
 from tiller.core.solver import Solver
 from tiller.solvers.best_of_n import BestOfN
-from tiller.solvers.estimators import ZerothOrder
+from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient
 from tiller.spaces.norm import ChiNorm
 from tiller.testing.fakes import FakeQuadratic
@@ -49,7 +50,14 @@ def searches(kind: type[FakeQuadratic], solver: Solver, steps: int = 5) -> list[
 SOLVERS = {"gradient": Gradient(lr=0.1, population=2), "best_of_n": BestOfN(batch=3)}
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+COMPARING = {
+    kind.__name__: Gradient(lr=0.1, population=2, estimator=kind(q=3))
+    for kind in (ZerothOrder, Hybrid1, Hybrid2)
+}
+ALL = SOLVERS | COMPARING
+
+
+@pytest.mark.parametrize("solver", ALL.values(), ids=ALL.keys())
 def test_side_by_side_equals_alone(solver: Solver) -> None:
     together: dict[int, list] = {0: [], 1: [], 2: []}
     for i, step in search_together(searches(Shared, solver)):
@@ -84,11 +92,21 @@ def test_no_more_at_once_than_there_is_room_for() -> None:
     assert Shared.calls == [2, 1, 2, 1]
 
 
-def test_estimators_that_compare_scores_stay_alone() -> None:
-    Shared.calls = []
-    found = dict(search_together(searches(Shared, Gradient(lr=0.1, estimator=ZerothOrder()), 1)))
-    assert 3 not in Shared.calls
-    assert len(found) == 3
+def test_estimators_that_compare_scores_share_their_calls_too() -> None:
+    class Small(Shared):
+        def room(self, x: Tensor, gradient: bool) -> int:
+            return 5
+
+    def calls(kind: type[Shared], estimator: Estimator) -> list[int]:
+        Shared.calls = []
+        for _ in search_together(searches(kind, Gradient(lr=0.1, estimator=estimator), steps=1)):
+            pass
+        return Shared.calls
+
+    assert calls(Shared, ZerothOrder(q=4)) == [3, 12, 2, 8, 1, 4]
+    assert calls(Shared, Hybrid1(q=4)) == [3, 2, 1]
+    assert calls(Shared, Hybrid2(q=4)) == [12, 3, 8, 2, 4, 1]
+    assert calls(Small, Hybrid2(q=4))[:4] == [4, 4, 4, 3], "whole searches' pieces of at most 5"
 
 
 class Judged(Shared):

@@ -53,15 +53,28 @@ class Estimate:
     y: Any
 
 
+@dataclass(frozen=True)
+class Request:
+    """One search's round: the arguments of `evaluate`."""
+
+    space: Space[Any]
+    objective: Objective[Any, Any]
+    z: Tensor
+    draw: Draw
+    estimator: Estimator | None = None
+
+
 class Estimator(ABC):
     """How the gradient of the reward with respect to z is had.
 
     Attributes:
+        joint: it asks for several searches at once (`jointly`), each finding what it finds alone.
         needs_gradient: of the whole objective; False for estimators that compare scores.
         needs_render_gradient: of what is rendered, for estimators that compare scores and
             propagate what they find through the renderer.
     """
 
+    joint: bool = False
     needs_gradient: bool = True
     needs_render_gradient: bool = False
 
@@ -70,6 +83,10 @@ class Estimator(ABC):
         self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
     ) -> Estimate:
         """Rewards and gradients of the candidates z [n, ...], none of them holding a graph."""
+
+    def jointly(self, requests: Sequence[Request]) -> list[Estimate]:
+        """The same for several searches whose objectives have one `joint_key`, in order."""
+        return [self(one.space, one.objective, one.z, one.draw) for one in requests]
 
 
 class Autograd(Estimator):

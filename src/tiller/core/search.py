@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError
-from tiller.core.evaluation import Evaluation
+from tiller.core.evaluation import Evaluation, Request
 from tiller.core.objective import Objective
 from tiller.core.phases import (
     Best,
@@ -36,7 +36,7 @@ from tiller.core.rng import Draw
 from tiller.core.solver import Solver
 from tiller.core.space import Space
 from tiller.core.state import Packed, unpack
-from tiller.core.together import Request, evaluate_together
+from tiller.core.together import evaluate_together
 
 __all__ = [
     "Best",

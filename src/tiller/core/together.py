@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from tiller.core.evaluation import (
     Autograd,
     Estimator,
     Evaluation,
+    Request,
     assembled,
     check_scores,
     check_shape,
@@ -28,37 +29,26 @@ from tiller.core.evaluation import (
     gradients,
     penalties,
 )
-from tiller.core.objective import Objective
-from tiller.core.rng import Draw
-from tiller.core.space import Space
-
-
-@dataclass(frozen=True)
-class Request:
-    """One search's round: the arguments of `evaluate`."""
-
-    space: Space[Any]
-    objective: Objective[Any, Any]
-    z: Tensor
-    draw: Draw
-    estimator: Estimator | None = None
 
 
 def evaluate_together(requests: Sequence[Request]) -> list[Evaluation]:
     """`evaluate` for each request, in order, sharing the calls of render where that is possible.
 
-    Shared are exact gradients and plain scores of objectives with the same `joint_key`, as many
-    candidates at once as the objective has room for. The cost of what is shared is divided by
-    candidates; the seconds too.
+    Shared are plain scores, exact gradients, and equal estimators that are `joint`, of objectives
+    with the same `joint_key`; as many candidates at once as the objective has room for. The cost of
+    what is shared is divided by candidates; the seconds too.
 
     Raises:
         RewardError: as `evaluate`.
     """
     groups: dict[Hashable, list[int]] = {}
     for i, request in enumerate(requests):
-        key = request.objective.joint_key()
-        shared = key is not None and isinstance(request.estimator, Autograd | None)
-        groups.setdefault((key, request.estimator is None) if shared else i, []).append(i)
+        key, estimator = request.objective.joint_key(), request.estimator
+        if isinstance(estimator, Autograd):
+            how: Hashable = Autograd
+        else:
+            how = i if estimator is not None and not estimator.joint else estimator
+        groups.setdefault(i if key is None else (key, how), []).append(i)
     found: dict[int, Evaluation] = {}
     for members in groups.values():
         for part in _parts(requests, members):
@@ -88,7 +78,10 @@ def _jointly(requests: list[Request]) -> list[Evaluation]:
     if len(requests) == 1:
         r = requests[0]
         return [evaluate(r.space, r.objective, r.z, r.draw, r.estimator)]
-    wanted = requests[0].estimator is not None
+    estimator = requests[0].estimator
+    if estimator is not None and estimator.joint:
+        return _estimated(requests, estimator)
+    wanted = estimator is not None
     counts = [len(r.z) for r in requests]
     with metered() as shared, torch.set_grad_enabled(wanted):
         fixed = _penalised(requests, wanted=wanted)
@@ -109,6 +102,23 @@ def _jointly(requests: list[Request]) -> list[Evaluation]:
     best = [
         r.objective.pick(detached(y), evaluation.best)
         for r, y, evaluation in zip(requests, ys, evaluations, strict=True)
+    ]
+    return [replace(e, best_y=y) for e, y in zip(evaluations, _kept(best), strict=True)]
+
+
+def _estimated(requests: list[Request], estimator: Estimator) -> list[Evaluation]:
+    """What one estimator finds for all of them."""
+    total = sum(len(r.z) for r in requests)
+    with metered() as shared:
+        fixed = _penalised(requests, wanted=True)
+        found = estimator.jointly(requests)
+    evaluations = [
+        assembled(one.reward, one.grad, *penalty, cost=_share(shared.cost, len(r.z), total))
+        for r, one, penalty in zip(requests, found, fixed, strict=True)
+    ]
+    best = [
+        r.objective.pick(one.y, evaluation.best)
+        for r, one, evaluation in zip(requests, found, evaluations, strict=True)
     ]
     return [replace(e, best_y=y) for e, y in zip(evaluations, _kept(best), strict=True)]
 

@@ -27,6 +27,7 @@ convex functions", for the zeroth order.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,14 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import Incompatible, InvalidInput
-from tiller.core.evaluation import Estimate, Estimator, at_once, check_scores, detached
+from tiller.core.evaluation import (
+    Estimate,
+    Estimator,
+    Request,
+    at_once,
+    check_scores,
+    detached,
+)
 from tiller.core.objective import Objective
 from tiller.core.rng import Draw
 from tiller.core.shapes import Points
@@ -43,8 +51,22 @@ from tiller.core.space import Continuous, Space
 MOST = 65_536  # perturbations; all of a round's are held at once
 
 
+class Comparing(Estimator):
+    """An estimator that compares scores, of several searches in the same calls."""
+
+    joint = True
+    needs_gradient = False
+
+    def __call__(
+        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
+    ) -> Estimate:
+        """Rewards [n], directions [n, ...] and what was rendered for z."""
+        (found,) = self.jointly([Request(space, objective, z, draw, self)])
+        return found
+
+
 @dataclass(frozen=True)
-class ZerothOrder(Estimator):
+class ZerothOrder(Comparing):
     """ZO-SGD's estimator: perturb z, and go where the scores grow. Nothing is differentiated.
 
     Attributes:
@@ -73,27 +95,28 @@ class ZerothOrder(Estimator):
     mu: float = 0.01
     normalise: bool = True
 
-    needs_gradient = False
-
     def __post_init__(self) -> None:
         _check(self.q, self.mu)
 
     @torch.no_grad()
-    def __call__(
-        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
-    ) -> Estimate:
-        """Rewards [n], directions [n, ...] and what was rendered for z."""
-        y = objective.render(space.decode(z), draw)
-        reward = _scored(objective, y, draw, len(z))
-        moved = _perturbed(space, z, self.q, self.mu, draw)
-        _, rewards = _rendered(space, objective, moved.flatten(0, 1), draw, keep=False)
-        gain = rewards.view(len(z), self.q) - reward[:, None]
-        grad = _direction(gain, moved - z[:, None], self.mu, self.normalise)
-        return Estimate(reward, grad.to(z.dtype), detached(y))
+    def jointly(self, requests: Sequence[Request]) -> list[Estimate]:
+        """Each one's rewards [n], directions [n, ...] and what was rendered for z."""
+        ys = _rendered(requests, [one.z for one in requests])
+        base = _scored(requests, ys, [len(one.z) for one in requests])
+        moves = [_perturbed(one.space, one.z, self.q, self.mu, one.draw) for one in requests]
+        tried = _compared(requests, [moved.flatten(0, 1) for moved in moves], keep=False)
+        found = []
+        for one, y, reward, moved, (_, rewards) in zip(
+            requests, ys, base, moves, tried, strict=True
+        ):
+            gain = rewards.view(len(one.z), self.q) - reward[:, None]
+            grad = _direction(gain, moved - one.z[:, None], self.mu, self.normalise)
+            found.append(Estimate(reward, grad.to(one.z.dtype), detached(y)))
+        return found
 
 
 @dataclass(frozen=True)
-class Hybrid1(Estimator):
+class Hybrid1(Comparing):
     """Perturb what was rendered, and propagate the direction in which the score grows back to z.
 
     One render a candidate, whatever q is. The reward is asked about pictures with noise on them,
@@ -115,31 +138,39 @@ class Hybrid1(Estimator):
     mu: float = 0.01
     normalise: bool = True
 
-    needs_gradient = False
     needs_render_gradient = True
 
     def __post_init__(self) -> None:
         _check(self.q, self.mu)
 
-    def __call__(
-        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
-    ) -> Estimate:
-        """Rewards [n], directions [n, ...] and what was rendered for z."""
-        leaf, y = _with_graph(space, objective, z, draw)
+    def jointly(self, requests: Sequence[Request]) -> list[Estimate]:
+        """Each one's rewards [n], directions [n, ...] and what was rendered for z."""
+        leaves, ys = _with_graphs(requests)
         with torch.no_grad():
-            base = _wide(y)
-            reward = _scored(objective, y.detach(), draw, len(z))
-            noise = self.mu * _normals(base, self.q, draw)
-            moved = torch.stack([objective.nearest(base + one) for one in noise], dim=1)
-            rewards = _scores(objective, moved.flatten(0, 1), draw)
-            gain = rewards.view(len(z), self.q) - reward[:, None]
-            direction = _direction(gain, moved - base[:, None], self.mu, self.normalise)
-        (grad,) = torch.autograd.grad(y, leaf, direction.to(y))
-        return Estimate(reward, grad, y.detach())
+            bases = [_wide(y) for y in ys]
+            moves = [self._moved(one, base) for one, base in zip(requests, bases, strict=True)]
+            plain = [y.detach() for y in ys]
+            rewards = _scored(requests, plain, [len(one.z) for one in requests])
+            tried = _scores(requests, [moved.flatten(0, 1) for moved in moves])
+            directions = [
+                _direction(
+                    scores.view(len(base), self.q) - reward[:, None],
+                    moved - base[:, None],
+                    self.mu,
+                    self.normalise,
+                )
+                for base, moved, reward, scores in zip(bases, moves, rewards, tried, strict=True)
+            ]
+        return _pulled(leaves, ys, directions, rewards)
+
+    def _moved(self, one: Request, base: Tensor) -> Tensor:
+        """What is rendered with noise on it, [n, q, ...]."""
+        noise = self.mu * _normals(base, self.q, one.draw)
+        return torch.stack([one.objective.nearest(base + xi) for xi in noise], dim=1)
 
 
 @dataclass(frozen=True)
-class Hybrid2(Estimator):
+class Hybrid2(Comparing):
     """Perturb z, compare what is rendered, and propagate the direction back to z.
 
     The reward sees only what the model draws, so it may be a black box that means nothing off the
@@ -161,28 +192,30 @@ class Hybrid2(Estimator):
     mu: float = 0.02
     normalise: bool = True
 
-    needs_gradient = False
     needs_render_gradient = True
 
     def __post_init__(self) -> None:
         _check(self.q, self.mu)
 
-    def __call__(
-        self, space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
-    ) -> Estimate:
-        """Rewards [n], directions [n, ...] and what was rendered for z."""
+    def jointly(self, requests: Sequence[Request]) -> list[Estimate]:
+        """Each one's rewards [n], directions [n, ...] and what was rendered for z."""
         with torch.no_grad():  # first, so that the graph below is not held meanwhile
-            moved = _perturbed(space, z, self.q, self.mu, draw)
-            pictures, rewards = _rendered(space, objective, moved.flatten(0, 1), draw, keep=True)
-        leaf, y = _with_graph(space, objective, z, draw)
+            moves = [
+                _perturbed(one.space, one.z, self.q, self.mu, one.draw).flatten(0, 1)
+                for one in requests
+            ]
+            tried = _compared(requests, moves, keep=True)
+        leaves, ys = _with_graphs(requests)
         with torch.no_grad():
-            base = _wide(y)
-            reward = _scored(objective, y.detach(), draw, len(z))
-            gain = rewards.view(len(z), self.q) - reward[:, None]
-            moves = pictures.to(base).view(len(z), self.q, *base.shape[1:]) - base[:, None]
-            direction = _direction(gain, moves, self.mu, self.normalise)
-        (grad,) = torch.autograd.grad(y, leaf, direction.to(y))
-        return Estimate(reward, grad, y.detach())
+            plain = [y.detach() for y in ys]
+            rewards = _scored(requests, plain, [len(one.z) for one in requests])
+            directions = []
+            for y, reward, (pictures, scores) in zip(ys, rewards, tried, strict=True):
+                base = _wide(y)
+                gain = scores.view(len(y), self.q) - reward[:, None]
+                moved = pictures.to(base).view(len(y), self.q, *base.shape[1:])
+                directions.append(_direction(gain, moved - base[:, None], self.mu, self.normalise))
+        return _pulled(leaves, ys, directions, rewards)
 
 
 def _normals(like: Tensor, q: int, draw: Draw) -> Tensor:
@@ -201,44 +234,105 @@ def _perturbed(space: Space[Any], z: Points, q: int, mu: float, draw: Draw) -> T
     return torch.stack([space.project(z + one) for one in noise], dim=1)
 
 
-def _rendered(
-    space: Space[Any], objective: Objective[Any, Any], z: Points, draw: Draw, *, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """What is rendered for z [p, ...] (nothing unless `keep`) and its scores [p], in batches."""
-    pictures, scores = [], []
-    for part in torch.split(z, at_once(space, objective, z, gradient=False)):
-        y = objective.render(space.decode(part), draw)
-        scores.append(_scored(objective, y, draw, len(part)))
-        if keep:
-            pictures.append(_one_tensor(objective, y))
-    return torch.cat(pictures) if keep else z.new_empty(0), torch.cat(scores)
+def _rendered(requests: Sequence[Request], zs: Sequence[Tensor]) -> list[Any]:
+    """What is rendered for each one's zs, in one call."""
+    xs = [one.space.decode(z) for one, z in zip(requests, zs, strict=True)]
+    if len(requests) == 1:  # an objective that is never shared need not render jointly
+        return [requests[0].objective.render(xs[0], requests[0].draw)]
+    return requests[0].objective.render_jointly(xs, [one.draw for one in requests])
 
 
-def _scores(objective: Objective[Any, Any], y: Tensor, draw: Draw) -> Tensor:
-    """The scores [p] of y [p, ...], in batches."""
-    parts = torch.split(y, objective.batch_size or len(y))
-    return torch.cat([_scored(objective, part, draw, len(part)) for part in parts])
+def _compared(
+    requests: Sequence[Request], zs: Sequence[Points], *, keep: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """What is rendered for each one's zs [p, ...] (nothing unless `keep`) and its scores [p].
+
+    As many at a time as there is room for.
+    """
+    first = requests[0]
+    room = at_once(first.space, first.objective, torch.cat(list(zs)), gradient=False)
+    pictures: list[list[Tensor]] = [[] for _ in requests]
+    scores: list[list[Tensor]] = [[] for _ in requests]
+    for piece in _pieces(zs, room):
+        some, parts = [requests[i] for i, _ in piece], [part for _, part in piece]
+        ys = _rendered(some, parts)
+        found = _scored(some, ys, [len(part) for part in parts])
+        for (i, _), one, y, score in zip(piece, some, ys, found, strict=True):
+            scores[i].append(score)
+            if keep:
+                pictures[i].append(_one_tensor(one.objective, y))
+    return [
+        (torch.cat(own) if keep else z.new_empty(0), torch.cat(each))
+        for z, own, each in zip(zs, pictures, scores, strict=True)
+    ]
 
 
-def _scored(objective: Objective[Any, Any], y: Any, draw: Draw, n: int) -> Tensor:
-    score = objective.score(y, draw)
-    check_scores(score, n)
-    return score.detach()
+def _pieces(several: Sequence[Tensor], room: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """(which one, some of its rows), in lists of at most `room` rows."""
+    piece: list[tuple[int, Tensor]] = []
+    for i, rows in enumerate(several):
+        for part in torch.split(rows, room):
+            if piece and sum(len(one) for _, one in piece) + len(part) > room:
+                yield piece
+                piece = []
+            piece.append((i, part))
+    if piece:
+        yield piece
 
 
-def _with_graph(
-    space: Space[Any], objective: Objective[Any, Any], z: Tensor, draw: Draw
-) -> tuple[Tensor, Tensor]:
-    """A leaf at z [n, ...], and what is rendered from it."""
+def _scores(requests: Sequence[Request], ys: Sequence[Tensor]) -> list[Tensor]:
+    """The scores [p] of each one's ys [p, ...], in batches."""
+    room = requests[0].objective.batch_size or sum(len(y) for y in ys)
+    found: list[list[Tensor]] = [[] for _ in requests]
+    for piece in _pieces(ys, room):
+        some, parts = [requests[i] for i, _ in piece], [part for _, part in piece]
+        scores = _scored(some, parts, [len(part) for part in parts])
+        for (i, _), score in zip(piece, scores, strict=True):
+            found[i].append(score)
+    return [torch.cat(own) for own in found]
+
+
+def _scored(requests: Sequence[Request], ys: Sequence[Any], counts: Sequence[int]) -> list[Tensor]:
+    """The scores of each one's ys, of so many candidates; one call for all with one `score_key`."""
+    objectives, draws = [one.objective for one in requests], [one.draw for one in requests]
+    keys = {(type(one), one.score_key()) for one in objectives}
+    if len(requests) > 1 and len(keys) == 1 and objectives[0].score_key() is not None:
+        found = type(objectives[0]).score_jointly(objectives, ys, draws)
+    else:
+        found = [one.objective.score(y, one.draw) for one, y in zip(requests, ys, strict=True)]
+    for score, n in zip(found, counts, strict=True):
+        check_scores(score, n)
+    return [score.detach() for score in found]
+
+
+def _with_graphs(requests: Sequence[Request]) -> tuple[list[Tensor], list[Tensor]]:
+    """A leaf at each one's z [n, ...], and what is rendered from it."""
     with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        y = _one_tensor(objective, objective.render(space.decode(leaf), draw))
-    if not y.requires_grad:
-        raise Incompatible(
-            f"{type(objective).__name__} says that what it renders can be differentiated, and it "
-            "carries no gradient to z; choose the estimator ZerothOrder"
-        )
-    return leaf, y
+        leaves = [one.z.detach().requires_grad_() for one in requests]
+        ys = _rendered(requests, leaves)
+    for one, y in zip(requests, ys, strict=True):
+        if not _one_tensor(one.objective, y).requires_grad:
+            raise Incompatible(
+                f"{type(one.objective).__name__} says that what it renders can be differentiated, "
+                "and it carries no gradient to z; choose the estimator ZerothOrder"
+            )
+    return leaves, ys
+
+
+def _pulled(
+    leaves: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    rewards: Sequence[Tensor],
+) -> list[Estimate]:
+    """J^T of each direction over what was rendered, from one back-propagation."""
+    grads = torch.autograd.grad(
+        list(ys), list(leaves), [way.to(y) for way, y in zip(directions, ys, strict=True)]
+    )
+    return [
+        Estimate(reward, grad, y.detach())
+        for reward, grad, y in zip(rewards, grads, ys, strict=True)
+    ]
 
 
 def _one_tensor(objective: Objective[Any, Any], y: Any) -> Tensor:
