@@ -8,7 +8,7 @@ darkness: the reward is at odds with the prompt, and gives in where the noise le
 law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they first reach the
 lower of the two runs' final rewards. A larger rate takes both farther; without PRNO fewer steps
 (`--steps-without`) then reach what is compared. `--own-order` adds the bounds of z's own order.
-A second figure has the pictures: unsteered, and both at equal reward.
+A second figure has the pictures: unsteered, both at equal reward, and those without at the end.
 """
 
 from __future__ import annotations
@@ -99,12 +99,14 @@ def arms(options: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
 
 
 def pictures(figure: Any, rows: dict[str, list[Row]], at: dict[str, list[Kept]]) -> None:
-    """The first seed of the first prompts of each case: unsteered, and both at equal reward."""
+    """The first seed of some prompts: unsteered, both at equal reward, and what was kept last."""
     first = {row.prompt: i for i, row in reversed(list(enumerate(rows[FREE])))}
     cases = [[i for prompt, i in first.items() if f" {colour} " in prompt] for colour in CASES]
     shown = sorted(i for case in cases for i in sorted(case)[:4])
-    unsteered = [Path(rows[FREE][i].folder) / "images" / "baseline.png" for i in shown]
-    lines = {"unsteered": unsteered, **{name: [at[name][i].picture for i in shown] for name in at}}
+    folders = [Path(rows[FREE][i].folder) / "images" for i in shown]
+    lines = {"unsteered": [folder / "baseline.png" for folder in folders]}
+    lines |= {name: [at[name][i].picture for i in shown] for name in at}
+    lines[f"{FREE}, end"] = [folder / "best.png" for folder in folders]
     axes = figure.subplots(len(lines), len(shown), squeeze=False)
     for line, (name, files) in zip(axes, lines.items(), strict=True):
         for axis, file, i in zip(line, files, shown, strict=True):
@@ -167,7 +169,7 @@ def main() -> None:
 
     name = f"ood_lr{options.lr:g}{'_own_order' if options.own_order else ''}"
     save(options, name, draw, figsize=(9, 2.8))
-    save(options, f"{name}_pictures", lambda figure: pictures(figure, rows, at), figsize=(9, 3.4))
+    save(options, f"{name}_pictures", lambda figure: pictures(figure, rows, at), figsize=(9, 4.5))
     rounds = statistics.fmean(len(row.curve) for found in rows.values() for row in found)
     report(options, table, claim, rounds=rounds)
 
