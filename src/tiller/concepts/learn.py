@@ -67,7 +67,7 @@ class ConceptResult:
 
 def methods() -> dict[str, type[ConceptMethod]]:
     """Every method of learning a concept, by its command line name."""
-    return discover("tiller.concepts", ConceptMethod)  # type: ignore[type-abstract]
+    return discover("tiller.concepts", ConceptMethod)  # type: ignore[type-abstract]  # what it finds is concrete
 
 
 def make(name: str, settings: dict[str, Any]) -> ConceptMethod:

@@ -135,7 +135,7 @@ class Material:
         try:
             with explained(path, "read the concept's space"), safe_open(path, "pt") as file:
                 # Copies lie where torch puts tensors: products round by where their factors lie.
-                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict
                 about = file.metadata()
             start = torch.split(found["start"], json.loads(about["widths"]), dim=1)
             space = ConceptSpace(start, found.get("basis"), float(about["spread"]))
