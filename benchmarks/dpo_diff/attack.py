@@ -1,7 +1,7 @@
 """Prompts that mean the same and draw worse (table 1a).
 
     python benchmarks/dpo_diff/attack.py [--prompts 60] [--images 48] [--noises 3] [--solvers epo]
-        [--json]
+        [--reward clip] [--json]
 
 For each prompt that the model draws well, `tiller attack` with a budget of `--images` pictures and
 the similarity to the user's prompt kept at .9. The found prompt is drawn again from the search's
@@ -36,16 +36,19 @@ AIM = 0.95  # of the prompts are worse on the search's own noises
 def main() -> None:
     parser = options_of(__doc__, __file__, "attack")
     parser.add_argument("--solvers", nargs="+", default=["epo"], help="of the attack")
+    parser.add_argument("--reward", default=REWARD, choices=(REWARD, "clip"), help="lowered")
     options = parser.parse_args()
+    reward = options.reward
     lab = Lab(options, "attack")
     raw = lab.raw()
-    table: dict[str, Any] = {"user's prompt": summary(raw, raw, sign=-1)}
+    table: dict[str, Any] = {"user's prompt": summary(raw, raw, sign=-1, reward=reward)}
     found = {}
     for solver in options.solvers:
         name = f"attack, {solver}"
-        results = lab.searches("attack", budget=f"images={options.images}", solver=solver)
+        budget = f"images={options.images}"
+        results = lab.searches("attack", budget=budget, reward=reward, solver=solver)
         found[name] = lab.outcomes(results)
-        table[name] = summary(found[name], raw, sign=-1)
+        table[name] = summary(found[name], raw, sign=-1, reward=reward)
         kept = [one.similarity for one in found[name] if one.similarity is not None]
         same = [float(one.words == (one.prompt, "")) for one in found[name]]
         table[name]["similarity"] = estimated(kept)
@@ -53,16 +56,16 @@ def main() -> None:
         table[name]["nothing worse found"] = over_prompts(found[name], same)
     first = next(iter(found))
     row = table[first]
-    unseen = row[f"unseen change of {REWARD}"]
+    unseen = row[f"unseen change of {reward}"]
     lower = verdict(negated(unseen))
     claim = (
         f"The paper's claim that prompts of the same meaning break the picture {lower}: "
-        f"{REWARD} changes by {unseen} on noises that the search did not see, by {row['change']} "
+        f"{reward} changes by {unseen} on noises that the search did not see, by {row['change']} "
         f"on its own, where {row['right way'].value:.0%} of the prompts are worse (aim {AIM:.0%}); "
         f"the least similarity is {row['least similarity'].value:.3f}."
     )
     save(options, "attack", lambda figure: draw_examples(figure, found[first]), figsize=(9, 2.8))
-    report(options, table, claim, prompts=listing(found[first], raw))
+    report(options, table, claim, prompts=listing(found[first], raw, reward))
 
 
 def negated(found: Any) -> Any:

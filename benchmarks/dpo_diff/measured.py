@@ -91,7 +91,9 @@ class Lab:
         part, parts = self.options.part
         return prompts[: self.options.prompts][part - 1 :: parts]
 
-    def runs(self, method: str, *, budget: str, **settings: Any) -> list[tiller.Result]:
+    def runs(
+        self, method: str, *, budget: str, reward: str = REWARD, **settings: Any
+    ) -> list[tiller.Result]:
         """A run for each prompt and seed, some at once; finished ones are read back."""
         found: list[tiller.Result] = []
         at_once = self.options.at_once or AT_ONCE[self.model.device.type]
@@ -104,7 +106,7 @@ class Lab:
                     self.prompts[first : first + each],
                     seeds=range(self.options.seeds),
                     method=method,
-                    reward=REWARD,
+                    reward=reward,
                     held_out=[HELD_OUT],
                     budget=budget,
                     out=self.options.out,
@@ -215,17 +217,17 @@ def differences(
 
 
 def summary(
-    outcomes: Sequence[Outcome], raw: Sequence[Outcome], *, sign: int = 1
+    outcomes: Sequence[Outcome], raw: Sequence[Outcome], *, sign: int = 1, reward: str = REWARD
 ) -> dict[str, Estimated]:
     """A line of a table; `sign` is -1 where a lower reward is what is searched for."""
 
     def mean(value: Callable[[Outcome], float]) -> Estimated:
         return over_prompts(outcomes, [value(one) for one in outcomes])
 
-    names = (REWARD, HELD_OUT, "faithful")
+    names = (reward, HELD_OUT, "faithful")
     row = {name: mean(lambda one, n=name: average(one.own, n)) for name in names}
-    moved = [sign * one for one in differences(outcomes, raw, "own")]
-    row["change"] = change(outcomes, raw, "own")
+    moved = [sign * one for one in differences(outcomes, raw, "own", reward)]
+    row["change"] = change(outcomes, raw, "own", reward)
     row["right way"] = over_prompts(outcomes, [float(one > EQUAL) for one in moved])
     row["wrong way"] = over_prompts(outcomes, [float(one < -EQUAL) for one in moved])
     if all(one.unseen for one in outcomes):
@@ -237,9 +239,11 @@ def summary(
     return row
 
 
-def listing(outcomes: Sequence[Outcome], raw: Sequence[Outcome]) -> list[dict[str, Any]]:
+def listing(
+    outcomes: Sequence[Outcome], raw: Sequence[Outcome], reward: str = REWARD
+) -> list[dict[str, Any]]:
     """What was found for each prompt, for reading."""
-    own, unseen = (differences(outcomes, raw, which) for which in ("own", "unseen"))
+    own, unseen = (differences(outcomes, raw, which, reward) for which in ("own", "unseen"))
     return [
         {
             "prompt": one.prompt,
