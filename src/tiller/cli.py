@@ -73,7 +73,10 @@ def main() -> None:
 def _usage(error: Any) -> int:
     """A command line that cannot be read: one line, and where to read on."""
     path = getattr(error.ctx, "command_path", "tiller") if error.ctx else "tiller"
-    text = f"{error.format_message().rstrip('.')}. See `{path} --help`."
+    text = error.format_message().rstrip(".")
+    if "unexpected extra argument" in text:
+        text += "; put quotes around a text of several words"
+    text += f"{'' if text.endswith('?') else '.'} See `{path} --help`."
     now = Session(as_json="--json" in sys.argv[1:])
     now.fail(text, INPUT)
     if now.as_json:

@@ -6,7 +6,6 @@ Fields, defaults and their sentences are read from the classes themselves, so no
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tiller.core.errors import InvalidInput
+from tiller.core.settings import unknown
 
 PROMPT = '"a black rabbit on a green background"'
 _SECTION = re.compile(r"(?:Attributes|Args):\s*$")
@@ -220,9 +220,7 @@ def _field_docs(doc: str) -> dict[str, str]:
 def _named(what: str, name: str, known: dict[str, type[Any]]) -> type[Any]:
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise InvalidInput(f"unknown {what} {name!r}; expected one of {', '.join(known)}.{hint}")
+    raise InvalidInput(unknown(what, name, list(known)))
 
 
 def _loaded(name: str) -> dict[str, Any]:

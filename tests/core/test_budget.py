@@ -41,6 +41,24 @@ def test_bad_budgets_are_refused(text: str) -> None:
         Budget.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step=3", "Did you mean 'steps'"),
+        ("steps=1.5", "must be a whole number"),
+        ("seconds=soon", "must be a number"),
+        ("steps=3,steps=4", "given twice"),
+    ],
+)
+def test_a_bad_budget_is_told_how_it_should_be(text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Budget.parse(text)
+
+
+def test_spaces_do_not_matter() -> None:
+    assert Budget.parse(" steps = 3 , images= 4,") == Budget(steps=3, images=4)
+
+
 @pytest.mark.parametrize("bad", [True, 1.5, "3"])
 def test_bad_numbers_are_refused(bad: object) -> None:
     with pytest.raises(Exception, match=r"steps"):

@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 
 from tiller.core.errors import InvalidInput
+from tiller.core.settings import meant
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,19 @@ class Budget:
         limits: dict[str, int | float] = {}
         allowed = [f.name for f in fields(cls)]
         for part in filter(None, (p.strip() for p in text.split(","))):
-            name, _, value = part.partition("=")
+            name, _, value = (piece.strip() for piece in part.partition("="))
             if name not in allowed or not value:
                 raise InvalidInput(
                     f"expected a budget like 'steps=30,images=64' with {', '.join(allowed)}; "
-                    f"got {part!r}"
+                    f"got {part!r}.{meant(name, allowed)}"
                 )
+            if name in limits:
+                raise InvalidInput(f"budget {name} was given twice, in {text!r}; give it once")
+            kind, called = (float, "a number") if name == "seconds" else (int, "a whole number")
             try:
-                limits[name] = float(value) if name == "seconds" else int(value)
+                limits[name] = kind(value)
             except ValueError:
-                raise InvalidInput(f"budget {name} must be a number, got {value!r}") from None
+                raise InvalidInput(f"budget {name} must be {called}, got {value!r}") from None
         return cls(**limits)  # type: ignore[arg-type]  # names and kinds were checked above
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tiller.core.errors import InvalidInput
@@ -78,6 +78,15 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def unknown(what: str, got: str, known: list[str]) -> str:
     """The message for a name that is not there, with the one that it may have meant."""
-    close = difflib.get_close_matches(got, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {what} {got!r}; expected one of {', '.join(known)}.{hint}"
+    return f"unknown {what} {got!r}; expected one of {', '.join(known)}.{meant(got, known)}"
+
+
+def meant(got: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not there, empty where no other is near it.
+
+    Example:
+        >>> meant("step", ["steps", "images"])
+        " Did you mean 'steps'?"
+    """
+    close = difflib.get_close_matches(got, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from tiller.core.errors import InvalidInput, TillerError
+from tiller.core.settings import meant
 from tiller.models.base import FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named, split_named
 from tiller.models.concepts import Concept
@@ -271,7 +272,7 @@ def _one_line(name: str) -> Iterator[None]:
     except TillerError:
         raise
     except (OSError, ValueError) as error:
-        other = 'or give a folder, a .safetensors file or "emoji"'
+        other = f'or give a folder, a .safetensors file or "emoji".{meant(name, BUNDLED)}'
         if Path(name).expanduser().exists() or name in BUNDLED:
             line = (
                 f"cannot load the model in {name!r}: {_first_line(error)}; expected diffusers' "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import ImageColor
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.core.settings import meant
 from tiller.rewards.base import Reward
 
 _HEX = re.compile(r"#(?:[0-9a-f]{3}|[0-9a-f]{6})")
@@ -43,11 +43,9 @@ class Colour(Reward):
     def __post_init__(self) -> None:
         name = str(self.colour).strip().lower()
         if name not in ImageColor.colormap and not _HEX.fullmatch(name):
-            close = difflib.get_close_matches(name, ImageColor.colormap, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise InvalidInput(
                 "colour must be a CSS colour name such as red or darkgreen, or a hex value such as "
-                f"#ff8800; got {self.colour!r}.{hint}"
+                f"#ff8800; got {self.colour!r}.{meant(name, ImageColor.colormap)}"
             )
         object.__setattr__(self, "colour", name)
 
