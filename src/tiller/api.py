@@ -350,8 +350,9 @@ def _check_same(store: RunStore, model: FrozenModel, method: Method) -> None:
 
 
 def _reward(spec: RewardSpec, model: FrozenModel) -> RewardSum:
-    """The reward, probed on pictures of the model's size on the model's device."""
-    return make_reward(spec, probe_size=model.defaults.height, device=model.device)
+    """The reward, tried on pictures of the model's size on the model's device."""
+    size = model.defaults.height
+    return make_reward(spec, probe_size=size, device=model.device, trial=True)
 
 
 def _held_out(

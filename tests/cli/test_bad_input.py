@@ -27,7 +27,7 @@ from ended import Ended, Tiller
         (["--budget", "stepz=3"], ["budget", "stepz=3", "steps"]),
         (["--budget", "steps=0"], ["budget steps must be positive"]),
         (["--budget", ""], ["budget needs at least one limit"]),
-        (["--budget", "steps=many"], ["budget steps must be a number"]),
+        (["--budget", "steps=many"], ["budget steps must be a whole number"]),
         (["--seed", "three"], ["--seed", "integer", "`tiller steer --help`"]),
         (
             ["--method", "dno", "--reward", "jpeg", "--set", "estimator=autograd"],
@@ -35,6 +35,9 @@ from ended import Ended, Tiller
         ),
         (["--reward", "nowhere.py:score"], ["nowhere.py", "cannot read the reward file"]),
         (["--no-such-option"], ["No such option: --no-such-option", "tiller steer --help"]),
+        (["--reward", "clip:0,5"], ["cannot load the CLIP model '0,5'"]),
+        (["--held-out", "clip:nowhere"], ["cannot load the CLIP model 'nowhere'"]),
+        (["and", "a", "dog"], ["unexpected extra argument", "quotes"]),
     ],
 )
 def test_a_bad_option_is_named_with_its_remedy(
@@ -61,6 +64,7 @@ def test_a_prompt_without_a_word_or_that_is_no_text_is_refused(steer: Tiller, pr
         ("emojii/none of this", "expected a model's folder"),
         ("./no-such-folder", "expected a model's folder"),
         ("model.ckpt", ".safetensors"),
+        ("emojii", "Did you mean 'emoji'?"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_refused(tiller: Tiller, model: str, wanted: str) -> None:
@@ -184,6 +188,24 @@ def test_an_unknown_name_in_a_listing_gets_a_suggestion(tiller: Tiller, what: st
     ended = tiller(what, near)
     assert ended.code == 2
     assert "Did you mean" in ended.error
+
+
+def test_an_unknown_command_is_one_clean_line(tiller: Tiller) -> None:
+    ended = tiller("stear", "a red cat")
+    assert ended.code == 2
+    assert ended.error.endswith("Did you mean 'steer'? See `tiller --help`.")
+
+
+def test_a_budget_that_is_used_up_already_is_refused_and_the_record_stays(
+    steer: Tiller, tiller: Tiller
+) -> None:
+    run = steer("a red cat", "--method", "best_of_n", "--budget", "images=3", "--json").json["run"]
+    before = (Path(run) / "run.json").read_bytes()
+    ended = tiller("resume", run, "--budget", "images=2")
+    assert ended.code == 2
+    assert "has used images=3" in ended.error
+    assert "larger budget" in ended.error
+    assert (Path(run) / "run.json").read_bytes() == before
 
 
 def test_an_unknown_export_names_those_that_there_are(steer: Tiller, tiller: Tiller) -> None:

@@ -90,12 +90,11 @@ def wrap(
     prompts = _how_prompts(function, name)
     white = CallableReward(function, name, prompts, differentiable=True)
     black = CallableReward(function, name, prompts, differentiable=False)
-    shape = (2, 3, probe_size, probe_size)
-    images = torch.rand(shape, generator=keyed_generator(0, "reward probe")).to(device)
+    images = probe(probe_size, device)
     reason = _why_black_box(white, images)
     if reason is None:
         return white
-    checked(black, images, _PROMPTS)
+    checked(black, images, PROMPTS)
     warnings.warn(
         f"no gradient passes through reward {name!r} ({reason}), so it is treated as a black box: "
         "methods that sample or evolve can use it, methods that need gradients cannot",
@@ -105,7 +104,13 @@ def wrap(
     return black
 
 
-_PROMPTS = ("a red cat", "a blue dog")  # what the probe's pictures are scored against
+PROMPTS = ("a red cat", "a blue dog")  # what the probe's pictures are scored against
+
+
+def probe(size: int, device: torch.device | str) -> Tensor:
+    """Two random pictures [2, 3, size, size], always the same."""
+    generator = keyed_generator(0, "reward probe")
+    return torch.rand((2, 3, size, size), generator=generator).to(device)
 
 
 def _why_black_box(reward: CallableReward, images: Tensor) -> str | None:
@@ -113,7 +118,7 @@ def _why_black_box(reward: CallableReward, images: Tensor) -> str | None:
     with torch.enable_grad():
         leaf = images.clone().requires_grad_()
         try:
-            scores = checked(reward, leaf, _PROMPTS)
+            scores = checked(reward, leaf, PROMPTS)
         except RewardError as error:
             return _cause(error)
         if not scores.requires_grad:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
@@ -13,8 +12,9 @@ import torch
 
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput
-from tiller.rewards._callable import wrap
-from tiller.rewards._compose import Part, RewardSum
+from tiller.core.settings import meant
+from tiller.rewards._callable import PROMPTS, CallableReward, probe, wrap
+from tiller.rewards._compose import Part, RewardSum, checked
 from tiller.rewards._file import load_function
 from tiller.rewards.base import Reward, settings_of
 
@@ -42,6 +42,7 @@ def make_reward(
     *,
     probe_size: int = 64,
     device: torch.device | str = "cpu",
+    trial: bool = False,
 ) -> RewardSum:
     """The reward that `spec` means; several are summed by their weights.
 
@@ -54,10 +55,12 @@ def make_reward(
             a `Reward`.
         probe_size: sides of the random pictures on which a callable's gradient is probed.
         device: where the probe's pictures are.
+        trial: score the probe's pictures with every other reward too, so that one whose model
+            cannot be loaded is refused now, and not once a picture has been drawn.
 
     Raises:
         InvalidInput: an unknown name, a weight that is 0 or not finite, a file that does not run.
-        RewardError: a callable that fails on the probe.
+        RewardError: a callable, or with `trial` any reward, that fails on the probe.
 
     Warns:
         TillerNotice: a callable without gradients is treated as a black box.
@@ -73,7 +76,18 @@ def make_reward(
     parts: list[Part] = []
     for one in ones:  # no comprehension: a notice names the caller's line, three frames up
         parts.append(_part(one, context))
-    return RewardSum(tuple(parts))
+    found = RewardSum(tuple(parts))
+    if trial:
+        _try(found, context)
+    return found
+
+
+@torch.no_grad()
+def _try(reward: RewardSum, context: _Context) -> None:
+    """Score the probe's pictures with every part that was not probed as it was made."""
+    for part in reward.parts:
+        if not isinstance(part.reward, CallableReward):
+            checked(part.reward, probe(context.probe_size, context.device), PROMPTS)
 
 
 def _part(spec: Any, context: _Context) -> Part:
@@ -98,11 +112,9 @@ def _from_name(text: str) -> Part:
     known = available()
     kind = known.get(head.lower().replace("-", "_"))
     if kind is None:
-        close = difflib.get_close_matches(head.lower(), known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InvalidInput(
             f"unknown reward {head!r}; expected one of {', '.join(known)}, or "
-            f"path/to/file.py:function.{hint}"
+            f"path/to/file.py:function.{meant(head.lower(), known)}"
         )
     weight = 1.0
     if rest and (number := _number(rest[-1])) is not None:
