@@ -192,7 +192,8 @@ def steer_many(
         settings: the method's fields; the other arguments are `steer`'s, for all runs.
 
     Returns:
-        One result for each prompt and seed: all seeds of the first prompt, then of the second.
+        One result for each prompt and seed: all seeds of the first prompt, then of the second. A
+        prompt that is there twice is steered once.
 
     Raises:
         InvalidInput, Incompatible, RewardError: as `steer`; every run keeps its best.
@@ -204,9 +205,13 @@ def steer_many(
     """
     if not prompts or not seeds:
         raise InvalidInput(f"expected prompts and seeds, got {len(prompts)} and {len(seeds)}")
+    wanted = [(prompt, seed) for prompt in prompts for seed in seeds]
+    for one in wanted:
+        _check_prompt(*one)
+    different = list(dict.fromkeys(wanted))  # a line that is there twice is one run
     runs = _planned(
         model,
-        [(prompt, seed) for prompt in prompts for seed in seeds],
+        different,
         method=method,
         reward=reward,
         held_out=held_out,
@@ -218,12 +223,13 @@ def steer_many(
     known = runs[0].spec["reward"] is not None  # a Python callable has no name to be found by
     stores = []
     for run in runs:
-        found = RunStore.find(out, run.spec) if known else None
-        stores.append(found or RunStore.create(out, run.spec, name))
+        kept = RunStore.find(out, run.spec) if known else None
+        stores.append(kept or RunStore.create(out, run.spec, name))
     todo = [(r, s) for r, s in zip(runs, stores, strict=True) if not _finished(s)]
     if todo:
         drive(todo, on_step)
-    return [open_run(store.path) for store in stores]
+    found = dict(zip(different, stores, strict=True))
+    return [open_run(found[one].path) for one in wanted]
 
 
 def _finished(store: RunStore) -> bool:

@@ -173,6 +173,16 @@ def test_called_again_it_continues_and_repeats_nothing(model: FrozenModel, tmp_p
     assert [r.run_dir for r in again] == [r.run_dir for r in results]
 
 
+def test_what_is_asked_for_twice_is_one_run(model: FrozenModel, tmp_path: Path) -> None:
+    twice = tiller.steer_many(
+        model, ["a red cat", "a blue dog", "a red cat"], seeds=[1, 1], **settings(tmp_path)
+    )
+    assert [r.prompt for r in twice] == ["a red cat"] * 2 + ["a blue dog"] * 2 + ["a red cat"] * 2
+    assert len({result.run_dir for result in twice}) == len(list(tmp_path.iterdir())) == 2
+    again = tiller.steer_many(model, ["a red cat"] * 2, seeds=[1], **settings(tmp_path))
+    assert [result.run_dir for result in again] == [twice[0].run_dir] * 2
+
+
 def test_one_bad_prompt_refuses_all_before_anything_is_written(
     model: FrozenModel, tmp_path: Path
 ) -> None:

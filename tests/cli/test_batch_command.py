@@ -38,6 +38,18 @@ def test_people_get_a_table(tiller: Tiller, prompts: Path, model: Path, tmp_path
     assert "2 of 2 runs under way, 2 over" in ended.err
 
 
+def test_a_line_that_is_there_twice_is_one_run(tiller: Tiller, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cat\na red cat\n")
+    ended = tiller(
+        *("batch", tmp_path / "prompts.txt", *small(model, tmp_path / "out")),
+        *("--budget", "steps=2", "--json"),
+    )
+    assert ended.code == 0, ended.err
+    first, second = ended.json["runs"]
+    assert first == second
+    assert "1 of 1 runs under way, 1 over" in ended.err
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

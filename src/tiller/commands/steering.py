@@ -53,7 +53,7 @@ def steer(
 
 @with_options
 def attack(prompt: Prompt, options: Options, seed: Seed = 0, dry_run: DryRun = False) -> None:
-    """Search for words that mean what PROMPT does and that a reward likes least.
+    """Search for words of the same meaning that a reward likes least.
 
     A test of a model: `tiller methods attack` has the fields for --set.
     """
