@@ -113,6 +113,16 @@ def test_resume_goes_on_with_a_larger_budget_as_one_run_would(
     assert Path(longer.json["image"]).read_bytes() == Path(whole["image"]).read_bytes()
 
 
+def test_a_finished_run_is_shown_again_and_that_is_said(steer: Tiller, tiller: Tiller) -> None:
+    first = steer("a red cat", "--method", "best_of_n", "--budget", "images=2", "--json")
+    assert "nothing was left to do" not in first.err
+    for options in ([], ["--budget", "images=2"]):
+        again = tiller("resume", first.json["run"], *options, "--json")
+        assert again.code == 0
+        assert again.json == first.json
+        assert "nothing was left to do" in again.err
+
+
 def test_report_takes_runs_or_the_newest_of_a_folder_of_runs(
     steer: Tiller, tiller: Tiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +141,11 @@ def test_report_takes_runs_or_the_newest_of_a_folder_of_runs(
     page = (tmp_path / "report.html").read_text()
     assert "a red cat" in page
     assert "a blue dog" in page
+    inside = tiller("report", first, second, "--out", tmp_path / "out")
+    assert inside.code == 0
+    assert (tmp_path / "out" / "report.html").read_text() == page
+    lines = [line for line in inside.out.splitlines() if "brightness" in line]
+    assert lines[0].index("brightness") < lines[0].index("darkness"), "what was optimized first"
 
 
 def test_export_writes_files_or_prints_the_words(

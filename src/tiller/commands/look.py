@@ -14,11 +14,13 @@ from tiller.terminal import clean, quoted, shown
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.")
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, or folders of runs.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write. [report.html: in the run, or here for several]"),
+        typer.Option(
+            help="The page to write, or its folder. [report.html: in the run, or here for several]"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,7 +28,8 @@ def report(
     quiet_libraries()
     with session(as_json) as now:
         folders = [run_folder(run, now) for run in runs]
-        page = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+        page = out or (folders[0] if len(folders) == 1 else Path())
+        page = page / "report.html" if page.is_dir() else page
         from tiller.runs.report import write_report
 
         path = Path(write_report(folders, page)).absolute()
@@ -76,7 +79,7 @@ def _scores_line(run_dir: Path) -> str:
     before, after = record.baseline.get("scores") or {}, record.last.get("scores") or {}
     found = [
         f"{name} {number(before[name])} → {number(score)}"
-        for name, score in after.items()
+        for name, score in sorted(after.items(), key=lambda one: one[0] in record.held_out)
         if name in before
     ]
     words = found_words(record)

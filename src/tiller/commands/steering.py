@@ -106,7 +106,7 @@ def batch(
     with session(options.as_json) as now:
         arguments = options.arguments()
         wanted = prompts_in(prompts)
-        line = BatchLine(now.console, runs=len(wanted) * seeds, quiet=options.quiet)
+        line = BatchLine(now.console, runs=len(set(wanted)) * seeds, quiet=options.quiet)
         with line, told(now.notice):
             from tiller.api import steer_many
 
@@ -176,6 +176,8 @@ def _search(
             _write_report(now, line.latest.run_dir)
         raise
     now.run_dir = result.run_dir
+    if line.latest is None:
+        now.notice("nothing was left to do: the run had ended, and is shown as it stands")
     if result.stopped == "interrupted":
         now.code = INTERRUPTED
     page = _write_report(now, result.run_dir)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
+from tiller.core.budget import Budget, Cost
 from tiller.core.errors import RunError
 from tiller.core.state import Packed
 from tiller.runs.files import canonical_json, explained, sync_folder, to_json, write_atomically
@@ -141,8 +142,23 @@ class RunStore:
         return cls(folder, spec, created)
 
     def set_budget(self, budget: str) -> None:
-        """Let the run go on to another budget, also the next time that it is resumed."""
+        """Let the run go on to another budget, also the next time that it is resumed.
+
+        Raises:
+            RunError: the run has used it up: its record would say less than was spent.
+        """
         self._owned()
+        if budget == self.spec.get("budget"):
+            return
+        costs = (entry["cost"] for entry in reversed(self.entries()) if entry.get("cost"))
+        spent = Cost(**next(costs, {}))
+        if reached := Budget.parse(budget).reached(spent):
+            limit = reached.removeprefix("budget: ")
+            name = limit.partition("=")[0]
+            raise RunError(
+                f"{self.path} has used {name}={getattr(spent, name):g} and cannot go on to "
+                f"{limit}; give a larger budget, or none to see what it found"
+            )
         self.spec = {**self.spec, "budget": budget}
         self._write_spec()
 
