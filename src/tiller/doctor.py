@@ -21,7 +21,7 @@ from tiller.core.errors import TillerError
 from tiller.listing import bundled_folder
 
 NEEDED = ("torch", "diffusers", "transformers", "safetensors", "cma", "typer")
-EXTRAS = {"ray": "ray", "ui": "gradio", "llm": "openai"}
+EXTRAS = {"ray": "ray", "ui": "gradio", "llm": "openai", "bayes": "optuna"}
 FREE_MB = 200
 """Of disk: a run of the bundled model takes a few MB, one of Stable Diffusion some tens."""
 
@@ -34,7 +34,7 @@ class Check:
         name: what was looked at.
         ok: whether tiller can work with it.
         found: what it is.
-        remedy: what to do where it is not ok, or to get more.
+        remedy: what to do where it is not ok and `found` does not say it, or to get more.
     """
 
     name: str
@@ -75,9 +75,9 @@ def self_test(model: str = "emoji") -> Check:
     try:
         found = _one_step(model)
     except TillerError as error:
-        return Check("self-test", False, str(error), "see the lines above")
+        return Check("self-test", False, str(error))  # it says itself what to do
     except Exception as error:
-        where = "reinstall: pip install --force-reinstall tiller"
+        where = "install tiller again, from where it came; if that does not help, report this line"
         return Check("self-test", False, f"{type(error).__name__}: {error}", where)
     return Check("self-test", True, f"{found}; {time.perf_counter() - started:.1f} s with loading")
 

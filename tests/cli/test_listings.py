@@ -150,6 +150,14 @@ def test_the_doctor_says_what_to_do_where_something_is_wrong(
     assert not checks["self-test"]["ok"]
 
 
+def test_the_doctor_says_why_a_model_cannot_be_tried(tiller: Tiller) -> None:
+    ended = tiller("doctor", "--model", "./nowhere", "--json")
+    assert ended.code == 1
+    checks = {check["name"]: check for check in ended.json["checks"]}
+    assert "expected a model's folder" in checks["self-test"]["found"]
+    assert "extra bayes" in checks
+
+
 def test_the_version_is_the_packages(tiller: Tiller) -> None:
     assert tiller("--version").out == f"tiller {package.__version__}\n"
 

@@ -16,7 +16,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, or a folder of runs.")
 ]
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one in full.")]
 
 
 def run_folder(path: Path, now: Session) -> Path:

@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 
 Pictures = Annotated[
-    list[Path], typer.Argument(metavar="PICTURES...", help="3 to 5 of one thing or one style.")
+    list[Path], typer.Argument(metavar="PICTURES", help="3 to 5 of one thing or one style.")
 ]
 Kind = Annotated[str, typer.Option("--kind", help="object or style.")]
 Crop = Annotated[str, typer.Option(help="centre fills the model's picture, pad shows all of it.")]
@@ -243,7 +243,7 @@ def evaluate(
     concept: Annotated[str, typer.Argument(metavar="CONCEPT", help="A file or a run's folder.")],
     pictures: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PICTURES...]", help="What it was learned from. [the run's]"),
+        typer.Argument(metavar="PICTURES", help="What it was learned from. [the run's]"),
     ] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="object or style. [the run's]")] = None,
     images: Annotated[int, typer.Option(help="Pictures drawn of each prompt.")] = 64,
