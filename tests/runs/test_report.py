@@ -153,13 +153,28 @@ def test_the_command_repeats_the_run(tmp_path):
     assert shlex.split(read_run(run).command()) == [
         "tiller", "steer", "it's a \"cat\"; $(rm -rf /)", "--method", "dno", "--model", "emoji",
         "--reward", "clip:0.5", "--reward", "brightness", "--held-out", "clip_heldout",
-        "--seed", "3", "--budget", "steps=8", "--set", "eta=1.0", "--set", "mode=a b",
+        "--seed", "3", "--budget", "steps=8", "--set", "eta=1.0",
+        "--set", "clip_norm=none", "--set", "mode=a b",
     ]  # fmt: skip
     (shown,) = re.findall(r"<pre>(.*?)</pre>", write_report(run).read_text(), re.DOTALL)
     pasted = unescape(shown).replace("\\\n", "")
     assert shlex.split(pasted) == shlex.split(read_run(run).command())
     dashed = read_run(a_run(tmp_path, prompt="--help"))
     assert shlex.split(dashed.command())[-2:] == ["--", "--help"]
+
+
+def test_the_command_has_the_concepts_and_the_page_says_what_no_command_can(tmp_path):
+    options = {"dtype": "float16", "variant": None, "concepts": ["/x/duck.safetensors=<duck>"]}
+    run = a_run(tmp_path / "a", model_options=options)
+    words = read_run(run).arguments()
+    assert words[words.index("--concept") + 1] == "/x/duck.safetensors=<duck>"
+    text = " ".join(Checked(write_report(run).read_text()).words)
+    assert "dtype=float16, given to load_model." in text
+    objects = a_run(tmp_path / "b", reward=None, model=None)
+    text = " ".join(Checked(write_report(objects).read_text()).words)
+    assert "the model, a Python object; the reward, a Python object." in text
+    assert "toward clip ." in " ".join(text.split()), "by the name that its scores have"
+    assert "In Python alone" not in write_report(a_run(tmp_path / "c")).read_text()
 
 
 def test_small_pictures_are_squares_and_large_ones_are_not(tmp_path):

@@ -78,6 +78,12 @@ class Record:
         return texts(self.spec.get("rewards") or self.spec.get("reward"))
 
     @property
+    def optimized(self) -> list[str]:
+        """Their names as the scores have them, which Python objects have too."""
+        names = self.baseline.get("scores") or {}
+        return [name for name in names if name not in self.held_out]
+
+    @property
     def _watched(self) -> list[str]:
         return texts(self.spec.get("held_out"))
 
@@ -185,6 +191,23 @@ class Record:
         given = self.spec.get("command")
         return texts(given) if given else self._arguments()
 
+    @property
+    def unsaid(self) -> list[str]:
+        """What the command leaves out, because only Python can say it."""
+        spec, options = self.spec, self.spec.get("model_options") or {}
+        objects = [what for what in ("model", "reward") if what in spec and spec[what] is None]
+        given = [f"{n}={v}" for n, v in options.items() if v is not None and n != "concepts"]
+        return [
+            *(f"the {what}, a Python object" for what in objects),
+            *(["a concept, a Python object"] if None in self._concepts else []),
+            *(f"{option}, given to load_model" for option in given),
+        ]
+
+    @property
+    def _concepts(self) -> list[str | None]:
+        """The files of the words that the model was taught; None for one that is no file."""
+        return list((self.spec.get("model_options") or {}).get("concepts") or [])
+
     def _arguments(self) -> list[str]:
         spec = self.spec
         attack = self.method == ATTACK  # a command of its own
@@ -194,6 +217,7 @@ class Record:
         method = None if attack else self.method
         single = (("--method", method), ("--model", spec.get("model")))
         words += [w for flag, value in single if value for w in (flag, str(value))]
+        words += [w for file in self._concepts if file for w in ("--concept", str(file))]
         words += [w for name in self.rewards for w in ("--reward", name)]
         words += [w for name in self._watched for w in ("--held-out", name)]
         if self.negative_prompt:
@@ -203,9 +227,8 @@ class Record:
         if spec.get("budget"):
             words += ["--budget", str(spec["budget"])]
         for name, value in self.fields.items():
-            if value is not None:
-                plain = value if isinstance(value, str) else json.dumps(value)
-                words += ["--set", f"{name}={plain}"]
+            plain = value if isinstance(value, str) else json.dumps(value)
+            words += ["--set", f"{name}={'none' if value is None else plain}"]
         return [*words, "--", self.prompt] if self.prompt.startswith("-") else words
 
 

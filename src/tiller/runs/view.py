@@ -70,6 +70,7 @@ class RunView:
     model_calls: str
     time: str
     command: str
+    unsaid: list[str]
     settings: list[tuple[str, str]]
     remarks: list[tuple[str, str]]
     citation: str
@@ -99,7 +100,7 @@ def view(record: Record) -> RunView:
         lowers=record.lowers,
         method=record.method,
         model=Path(str(spec.get("model") or "")).name,
-        rewards=record.rewards,
+        rewards=record.rewards or record.optimized,
         seed=str(spec.get("seed", "")),
         budget=str(spec.get("budget") or ""),
         before=None if before is None else picture(before),
@@ -118,6 +119,7 @@ def view(record: Record) -> RunView:
         model_calls=f"{cost.get('forwards', 0) + cost.get('backwards', 0):,}",
         time=duration(float(cost.get("seconds", 0))),
         command=_command(record),
+        unsaid=record.unsaid,
         settings=_settings(record),
         remarks=record.remarks,
         citation=record.citation,
