@@ -75,7 +75,8 @@ def test_dtype_and_device(folder: Path) -> None:
     assert model.dtype == torch.float64
     assert model.encode(["a"]).prompt_embeds.dtype == torch.float64
     assert "dtype must be" in message(folder, dtype="int8")
-    assert "unknown device='gpu'" in message(folder, device="gpu")
+    for device in ("gpu", "cuda:99"):
+        assert f"cannot use device='{device}'" in message(folder, device=device)
 
 
 def test_half_precision_draws_float32_pictures(folder: Path, model: Any) -> None:
@@ -129,6 +130,12 @@ def test_a_missing_folder(spec: str) -> None:
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert "cannot load the model in" in message(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"_class_name": 3}'])
+def test_an_index_that_names_no_pipeline(index: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    assert "names no pipeline" in message(tmp_path)
 
 
 def test_a_torn_weight_file(folder: Path, tmp_path: Path) -> None:

@@ -237,7 +237,11 @@ def _kind(source: str, local_files_only: bool | None) -> str:
         )
         file = Path(found)
     index = json.loads(file.read_text(encoding="utf-8"))
-    kind = str(index.get("_class_name"))
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not isinstance(kind, str):
+        raise InvalidInput(
+            f"the model_index.json of {source!r} names no pipeline (its _class_name); {SUPPORTED}"
+        )
     if kind not in FAMILIES:
         raise InvalidInput(f"{source!r} is a {kind}, which cannot be steered yet; {SUPPORTED}")
     return kind
@@ -312,6 +316,10 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _device(device: torch.device | str | None) -> torch.device:
     try:
-        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InvalidInput(f"unknown {device=}: {_first_line(error)}") from error
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)  # a device may have a name here and not be there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidInput(
+            f"cannot use {device=}: {_first_line(error)}; `tiller doctor` says what there is"
+        ) from error
+    return found
