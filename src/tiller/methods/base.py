@@ -21,7 +21,7 @@ from tiller.rewards.base import Reward
 from tiller.spaces.insertion import Words
 from tiller.spaces.noise import Noise
 
-MOST_NOISES = 1024  # from which one candidate is drawn; they are all held at once
+MOST_NOISES = 1024  # of one candidate, or of a round's: they are all held at once
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Method(ABC):
     @abstractmethod
     def build(self, task: Task) -> list[Phase]:
         """The searches to run in turn, each starting from the last one's result."""
+
+    def check_batch(self, batch: int) -> None:
+        """Refuse a round whose noises would not fit into memory, whatever the budget leaves."""
+        if not 1 <= batch <= MOST_NOISES:
+            raise InvalidInput(f"batch must lie in [1, {MOST_NOISES}], got {batch}")
 
     @property
     def repeats(self) -> int:

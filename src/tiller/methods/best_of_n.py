@@ -25,5 +25,6 @@ class BestOfN(Method):
 
     def build(self, task: Task) -> list[Phase]:
         """One phase over the noise."""
+        self.check_batch(self.batch)
         problem = Problem(self.noise(task), self.pictures(task), BestOfNSolver(batch=self.batch))
         return [Phase("sampling", lambda _: problem)]

@@ -31,6 +31,7 @@ class Random(Method):
 
     def build(self, task: Task) -> list[Phase]:
         """One phase over the noise."""
+        self.check_batch(self.batch)
         solver = RandomSolver(batch=self.batch, radius=self.radius)
         problem = Problem(self.noise(task), self.pictures(task), solver)
         return [Phase("local search", lambda _: problem)]
