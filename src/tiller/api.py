@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
@@ -140,7 +141,7 @@ def plan(
     """
     (run,) = _planned(
         model,
-        [(prompt, seed)],
+        [_checked(prompt, seed)],
         method=method,
         reward=reward,
         held_out=held_out,
@@ -166,9 +167,9 @@ def carry_out(
 
 def steer_many(
     model: str | Path | FrozenModel | Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[SupportsIndex] = (0,),
     method: str = "auto",
     reward: RewardSpec = "clip",
     held_out: str | Sequence[str] | None = None,
@@ -203,11 +204,14 @@ def steer_many(
         >>> results = tiller.steer_many("emoji", animals, seeds=range(4))         # doctest: +SKIP
         >>> [result.best.scores["clip"] for result in results]                    # doctest: +SKIP
     """
+    if isinstance(prompts, str):
+        raise InvalidInput(f"prompts must be a list of texts, got one text; write [{prompts!r}]")
+    if isinstance(seeds, int):
+        raise InvalidInput(f"seeds must be a list of numbers, got {seeds}; write range({seeds})")
+    prompts, seeds = list(prompts), list(seeds)
     if not prompts or not seeds:
         raise InvalidInput(f"expected prompts and seeds, got {len(prompts)} and {len(seeds)}")
-    wanted = [(prompt, seed) for prompt in prompts for seed in seeds]
-    for one in wanted:
-        _check_prompt(*one)
+    wanted = [_checked(prompt, seed) for prompt in prompts for seed in seeds]
     different = list(dict.fromkeys(wanted))  # a line that is there twice is one run
     runs = _planned(
         model,
@@ -249,8 +253,6 @@ def _planned(
     settings: dict[str, Any],
 ) -> list[Run]:
     """A run for each prompt and seed, refused as a whole before anything is drawn or written."""
-    for prompt, seed in wanted:
-        _check_prompt(prompt, seed)
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     if method != "auto":
         make_method(method, settings)  # a typing error should not cost the loading of a model
@@ -416,8 +418,14 @@ def open_run(run_dir: str | Path) -> Result:
     )
 
 
-def _check_prompt(prompt: str, seed: int) -> None:
+def _checked(prompt: str, seed: SupportsIndex) -> tuple[str, int]:
+    """The prompt, and the seed as a plain number: numpy's and torch's are taken too."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise InvalidInput(f"expected a prompt with at least one word, got {prompt!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None:
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
+    return prompt, number

@@ -222,6 +222,11 @@ def test_ctrl_c_ends_after_the_step_under_way(model: FrozenModel, tmp_path: Path
         ({"gamma": -1.0}, InvalidInput, "gamma"),
         ({"gamma": 1.0, "k": 0}, InvalidInput, "k must be"),
         ({"seed": 1.5}, InvalidInput, "seed"),
+        ({"seed": True}, InvalidInput, "seed"),
+        ({"method": tiller.Budget}, InvalidInput, "method must be a name"),
+        ({"method": "best_of_n", "batch": 10**9}, InvalidInput, "batch must lie in"),
+        ({"method": "random", "batch": 0}, InvalidInput, "batch must lie in"),
+        ({"budget": 30}, InvalidInput, "expected a budget like"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_drawn_or_written(

@@ -183,6 +183,14 @@ def test_what_is_asked_for_twice_is_one_run(model: FrozenModel, tmp_path: Path) 
     assert [result.run_dir for result in again] == [twice[0].run_dir] * 2
 
 
+def test_seeds_may_be_numpys_and_prompts_any_iterable(model: FrozenModel, tmp_path: Path) -> None:
+    results = tiller.steer_many(
+        model, iter(PROMPTS), seeds=np.arange(1), **settings(tmp_path, budget="steps=1")
+    )
+    assert [result.prompt for result in results] == PROMPTS
+    assert json.loads((results[0].run_dir / "run.json").read_text())["spec"]["seed"] == 0
+
+
 def test_one_bad_prompt_refuses_all_before_anything_is_written(
     model: FrozenModel, tmp_path: Path
 ) -> None:
@@ -190,6 +198,10 @@ def test_one_bad_prompt_refuses_all_before_anything_is_written(
         tiller.steer_many(model, ["a cat", " "], **settings(tmp_path))
     with pytest.raises(InvalidInput, match="prompts and seeds"):
         tiller.steer_many(model, [], **settings(tmp_path))
+    with pytest.raises(InvalidInput, match=r"write \['a red cat'\]"):
+        tiller.steer_many(model, "a red cat", **settings(tmp_path))
+    with pytest.raises(InvalidInput, match=r"write range\(3\)"):
+        tiller.steer_many(model, PROMPTS, seeds=3, **settings(tmp_path))
     assert not list(tmp_path.iterdir())
 
 

@@ -33,6 +33,11 @@ def make_method(
     Raises:
         InvalidInput: unknown name or field, or a value that does not fit.
     """
+    if not isinstance(name, str):
+        raise InvalidInput(
+            f"method must be a name, or package.module:Class for one's own, got {name!r}; its "
+            "fields are arguments beside it"
+        )
     if name == "auto" and reward is not None:
         name = choose(reward)
     kind = _third_party(name) if ":" in name else available().get(name)
