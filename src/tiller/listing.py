@@ -126,8 +126,8 @@ def models() -> list[dict[str, Any]]:
 
 
 LOADABLE = (
-    "a hub id (owner/name), a folder in the hub's layout, or a .safetensors file of a Stable "
-    "Diffusion 1.x or 2.x pipeline; in Python a pipeline object as well"
+    "a hub id (owner/name), a folder in the hub's layout, or a .safetensors file, each of a Stable "
+    "Diffusion 1.x, 2.x, XL or LCM pipeline; in Python a pipeline object as well"
 )
 
 

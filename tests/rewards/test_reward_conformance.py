@@ -95,6 +95,11 @@ def test_the_bundled_clip_rewards_are_cosines_of_their_own_models(name, held_out
     torch.testing.assert_close(make_reward(name)(images, PROMPTS), expected, rtol=0, atol=5e-6)
 
 
+def test_reading_the_bundled_clip_prints_nothing(weights, capfd):
+    bundled.load_clip()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_two_bundled_clips_are_different(weights, images):
     scores = make_reward(["clip", "clip_heldout"]).parts_scores(images, PROMPTS)
     assert not torch.allclose(scores["clip"], scores["clip_heldout"], atol=1e-3)

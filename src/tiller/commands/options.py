@@ -18,12 +18,17 @@ from tiller.core.errors import InvalidInput
 Rewards = Annotated[
     list[str] | None,
     typer.Option(
-        "--reward", help="NAME, NAME:WEIGHT or file.py:function; repeat for a sum. [clip]"
+        "--reward",
+        help="A name of `tiller rewards`, NAME:WEIGHT or file.py:function; repeat for a sum. "
+        "[clip]",
     ),
 ]
 HeldOut = Annotated[
     list[str] | None,
-    typer.Option(help="A reward to report and not to optimize; repeatable."),
+    typer.Option(
+        help="A reward to report and not to optimize; repeatable. [clip_heldout, if that is not "
+        "optimized]"
+    ),
 ]
 Model = Annotated[
     str, typer.Option(help="A bundled name, a hub id, a folder or a .safetensors file.")
@@ -37,7 +42,9 @@ Limits = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; repeatable."),
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="A field of `tiller methods NAME`; repeatable."
+    ),
 ]
 Affix = Annotated[
     list[str] | None,

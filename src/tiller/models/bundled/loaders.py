@@ -63,9 +63,12 @@ def load_clip(held_out: bool = False) -> tuple[CLIPModel, CLIPTokenizer]:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
+    from tiller.models.quiet import quietly
+
     folder = weights_dir()
     name = "clip_heldout" if held_out else "clip"
-    model = CLIPModel.from_pretrained(str(folder / name), dtype=torch.float32)
+    with quietly():
+        model = CLIPModel.from_pretrained(str(folder / name), dtype=torch.float32)
     model.eval().requires_grad_(False)
     return model, CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
 
