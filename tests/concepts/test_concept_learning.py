@@ -140,6 +140,8 @@ def test_a_larger_budget_goes_on_and_a_finished_run_does_nothing(
     again = resume_concept(short.run_dir, model=model)
     assert journal(short.run_dir) == lines
     assert again.cost.steps == 4
+    with pytest.raises(InvalidInput, match="images=9 would never end the search"):
+        resume_concept(short.run_dir, model=model, budget="images=9")
     longer = resume_concept(short.run_dir, model=model, budget="steps=6")
     assert longer.cost.steps == 6
     assert longer.stopped == "budget: steps=6"
@@ -273,6 +275,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     refused("patience must be at least 0", patience=-1)
     refused("seed must be a whole number", seed=0.5)
     refused("budget", budget="steps=0")
+    refused("draws no images, so images=4 would never end the search", budget="images=4")
     refused("expected a word to begin with", init="  ")
     refused("a prompt of this model has 16 places; got tokens=20", tokens=20, init="x")
     refused("no CLIP is known for a text encoder of width 16")

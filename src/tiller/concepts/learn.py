@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiller.concepts import initialize, templates
-from tiller.concepts.base import ConceptMethod
+from tiller.concepts.base import DENOISING, ConceptMethod
 from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
@@ -126,6 +126,7 @@ def learn_concept(
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     chosen = chosen.settled(loaded)
+    _check_budget(limits, chosen)
     check_new(token, loaded.tokenizers)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
@@ -202,6 +203,9 @@ def resume_concept(
             stacklevel=2,
         )
     chosen = make(spec["method"]["name"], spec["method"]["settings"])
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    if limits is not None:
+        _check_budget(limits, chosen)
     names = range(1, len(spec["pictures"]) + 1)
     images = [store.load_image(f"input-{i:02d}")[0] for i in names]
     latents = _latents(loaded, chosen, images)
@@ -210,8 +214,8 @@ def resume_concept(
     pixels = torch.stack([to_tensor(image) for image in images])
     material = Material.load(store.path / SPACE, pixels, latents, said, places)
     with store:
-        if budget is not None:
-            store.set_budget(str(Budget.parse(budget) if isinstance(budget, str) else budget))
+        if limits is not None:
+            store.set_budget(str(limits))
     ConceptRun(store.spec, loaded, chosen, material, store).go(on_step)
     return open_concept(store.path)
 
@@ -340,6 +344,15 @@ def _latents(model: FrozenModel, method: ConceptMethod, images: Sequence[Image.I
 
 def _about(item: Any) -> dict[str, Any]:
     return {"name": item.name, "size": list(item.size), "notes": list(item.notes)}
+
+
+def _check_budget(limits: Budget, method: ConceptMethod) -> None:
+    """Refuse a limit that this search never reaches."""
+    if limits.images is not None and method.loss == DENOISING:
+        raise InvalidInput(
+            f"the denoising loss draws no images, so images={limits.images} would never end the "
+            "search; expected a budget of steps, forwards or seconds"
+        )
 
 
 def _say_how_many(pictures: Pictures) -> None:
