@@ -168,6 +168,17 @@ def test_evaluate_takes_the_runs_own_pictures(learn: Callable[..., Ended], tille
     assert ended.json["concept"]["token"] == "<duck>"
     assert ended.json["words"][0]["token"] == "x"
     assert -1 <= ended.json["concept"]["reconstruction"] <= 1
+    assert ended.err.splitlines()[:1] == ["notice: 1/18: drawing 1 of 'a photo of <duck>'"]
+    for option, value, message in (
+        ("--clip", "/nowhere", "cannot load the CLIP model '/nowhere'"),
+        ("--word", "", "expected a word to compare with"),
+    ):
+        wrong = tiller(
+            "concept", "evaluate", run, "--images", "1", "--clip", "emoji", option, value
+        )
+        assert wrong.code == 2
+        assert message in wrong.err
+        assert "drawing" not in wrong.err  # minutes of it, on a real model
     bare = tiller("concept", "evaluate", f"{run}/learned_embeds.safetensors", "--images", "1")
     assert bare.code == 2
     assert "expected the pictures that learned_embeds.safetensors was learned from" in bare.err

@@ -265,25 +265,36 @@ def evaluate(
         with told(now.notice):
             from tiller.concepts.metrics import evaluate as run
             from tiller.concepts.pictures import load_pictures
+            from tiller.concepts.templates import edits
+            from tiller.concepts.vocabulary import is_emoji
             from tiller.models import load_model
             from tiller.models.concept_files import read_concept
 
             no_loading_bars()
             found = read_concept(concept)
+            every: list[Concept | str] = [found, *(word or [])]
+            if any(isinstance(one, str) and not one.strip() for one in every):
+                raise InvalidInput("expected a word to compare with, got an empty --word")
             loaded = load_model(_model_of([found], model))
             size = (loaded.defaults.height, loaded.defaults.width)
             given = load_pictures(pictures or _inputs(Path(concept)), size).tensor()
-            every: list[Concept | str] = [found, *(word or [])]
+            subject = kind or found.about.get("subject", "object")
+            asked = len(every) * (1 + len(edits(subject, emoji=is_emoji(loaded))))
+            turns = iter(range(1, asked + 1))
+
+            def drawing(text: str) -> None:
+                now.notice(f"{next(turns)}/{asked}: drawing {images} of {text!r}")
+
             measured = [
                 run(
                     loaded,
                     one,
                     given,
-                    subject=kind or found.about.get("subject", "object"),
+                    subject=subject,
                     images=images,
                     seed=seed,
                     clips=clip,
-                    on_prompt=None if quiet else lambda text: now.notice(f"drawing {text}"),
+                    on_prompt=None if quiet else drawing,
                 )
                 for one in every
             ]
