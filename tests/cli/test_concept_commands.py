@@ -111,6 +111,7 @@ def test_draw_writes_pictures_that_say_how_they_were_made(
     assert ended.code == 0, ended.err
     names = [Path(path).name for path in ended.json["images"]]
     assert names == ["a-duck-and-two-5.png", "a-duck-and-two-6.png"]
+    assert "notice: 1/2: " in ended.err
     with Image.open(ended.json["images"][0]) as image:
         parameters = image.text["parameters"]  # type: ignore[attr-defined]  # PNG files have it
     assert "a <duck> and <two>" in parameters
@@ -120,6 +121,33 @@ def test_draw_writes_pictures_that_say_how_they_were_made(
         "--concept", f"{tmp_path / 'second'}=<two>", "--out", tmp_path / "again", "--json",
     )  # fmt: skip
     assert Path(again.json["images"][0]).read_bytes() == Path(ended.json["images"][1]).read_bytes()
+
+
+def test_another_picture_of_the_same_name_is_kept(
+    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+
+    def draw(prompt: str) -> str:
+        common = ["--concept", run, "--model", steps, "--out", tmp_path / "drawn", "--json"]
+        return Path(tiller("concept", "draw", prompt, *common).json["images"][0]).name
+
+    names = [draw(prompt) for prompt in ("a <duck>", "a duck", "a <duck>", "a Duck!")]
+    assert names == ["a-duck-0.png", "a-duck-0-2.png", "a-duck-0.png", "a-duck-0-3.png"]
+
+
+def test_a_seed_that_no_picture_can_have_is_refused(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    ended = learn("--seed", 1 << 64)
+    assert ended.code == 2
+    assert "the seed of a picture lies between -2^63 and 2^64" in ended.err
+    assert not (tmp_path / "runs").exists()
+    run = learn("--json").json["run"]
+    for command in (["draw", "a <duck>", "--concept", run], ["evaluate", run, "--clip", "emoji"]):
+        ended = tiller("concept", *command, "--seed", 1 << 64)
+        assert ended.code == 2
+        assert "the seed of a picture" in ended.err
 
 
 def test_clashes_and_words_that_are_not_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,9 +199,6 @@ def draw(
             own = dataclasses.asdict(loaded.defaults)
             sampler = dataclasses.asdict(settled(SamplerSettings, own | fields, "the sampler"))
             seeds = range(seed, seed + number)
-            drawn = run(
-                loaded, prompt, concepts=known, seeds=seeds, negative_prompt=negative, **sampler
-            )
             about = {
                 "prompt": prompt,
                 "negative_prompt": negative,
@@ -208,10 +206,18 @@ def draw(
                 **sampler,
                 "concepts": [one.token for one in known],
             }
-            files = [
-                _write(out, f"{_stem(prompt)}-{i}.png", encode_png(image, {**about, "seed": i}))
-                for i, image in zip(seeds, drawn, strict=True)
-            ]
+            files: list[Path] = []
+
+            def keep(own: int, image: Any) -> None:
+                data = encode_png(image, {**about, "seed": own})
+                files.append(_write(out, f"{_stem(prompt)}-{own}", data))
+                if number > 1:
+                    now.notice(f"{len(files)}/{number}: {shown(files[-1])}")
+
+            run(
+                loaded, prompt, concepts=known, seeds=seeds, negative_prompt=negative,
+                on_picture=keep, **sampler,
+            )  # fmt: skip
         data = {"prompt": prompt, "model": name, "images": [str(path) for path in files]}
         now.answer(data, *(clean(shown(path)) for path in files))
 
@@ -329,11 +335,17 @@ def _stem(prompt: str) -> str:
     return "-".join(filter(None, safe.split("-")))[:60].rstrip("-") or "picture"
 
 
-def _write(folder: Path, name: str, data: bytes) -> Path:
+def _write(folder: Path, stem: str, data: bytes) -> Path:
+    """Save a picture beside others, whose prompts may give the same name: `<duck>` and `duck`."""
     from tiller.runs.files import explained, write_atomically
 
     target = folder.expanduser().absolute()
+    file = target / f"{stem}.png"
     with explained(target, "make the folder of pictures"):
         target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / name, data, "save the picture")
-    return target / name
+        for i in count(2):
+            if not file.exists() or file.read_bytes() == data:
+                break
+            file = target / f"{stem}-{i}.png"
+    write_atomically(file, data, "save the picture")
+    return file

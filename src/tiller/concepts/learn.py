@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tiller.concepts import initialize, templates
 from tiller.concepts.base import DENOISING, ConceptMethod
+from tiller.concepts.drawing import check_seeds
 from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
-from tiller.concepts.run import KIND, SPACE, ConceptRun, Material, Progress
+from tiller.concepts.run import FINALS, KIND, SPACE, ConceptRun, Material, Progress
 from tiller.concepts.vocabulary import Words, is_emoji, words_of
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
@@ -124,6 +125,7 @@ def learn_concept(
     templates.training(subject)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
+    check_seeds([seed, seed + FINALS - 1])
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     chosen = chosen.settled(loaded)
     _check_budget(limits, chosen)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiller.concepts import templates
-from tiller.concepts.drawing import sample, told_by, vocabulary
+from tiller.concepts.drawing import check_seeds, sample, told_by, vocabulary
 from tiller.concepts.vocabulary import is_emoji
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import Conditioning, FrozenModel
@@ -137,6 +137,7 @@ def evaluate(
     on_device = torch.zeros(1, device=model.device)
     towers = {source: tower_for(source, on_device) for source in sources}  # before minutes of work
     seeds = range(seed, seed + images)
+    check_seeds([seeds[0], seeds[-1]])
 
     edits = templates.edits(subject, emoji=emoji)
     asked = [templates.training(subject, emoji=emoji)[0], *(template for template, _ in edits)]
