@@ -61,6 +61,9 @@ def test_with_all_steps_it_draws_what_the_sampler_draws(
     monkeypatch.setattr(emoji, "defaults", settings)
     loss = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=5)
     few = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=2)
+    more = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=100)
+    assert more.steps == list(range(more.path.num_steps))  # no step twice
+    assert more.forwards_per_candidate == 2 * more.path.num_steps
     assert loss.steps == [0, 1, 2, 3, 4]
     assert few.steps == [0, 2]
     sketches = loss.sketches(Draw(0, 1))
