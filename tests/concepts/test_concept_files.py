@@ -63,6 +63,21 @@ def test_a_plain_pipeline_loads_it_and_draws_the_same_bit_for_bit(k: int, tmp_pa
     assert ours.tobytes() != plain.images[0].tobytes()
 
 
+def test_a_token_of_several_vectors_that_a_plain_pipeline_misreads_is_refused(
+    tmp_path: Path,
+) -> None:
+    """diffusers asks the tokenizer for the prompt's tokens, and that answers in small letters."""
+    given = concept(2, token="<Duck>")
+    (a1111,) = write_concept(given, tmp_path, "a1111")
+    with pytest.raises(InvalidInput, match=r"small letters only, got '<Duck>'; take --token '<du"):
+        write_concept(given, tmp_path)
+    assert same(read_concept(a1111), given)
+    write_concept(concept(1, token="<Duck>"), tmp_path)
+    pipeline = fake_pipeline()
+    pipeline.load_textual_inversion({"<Duck>": given.vectors[0]})
+    assert pipeline.maybe_convert_prompt("a <Duck>", pipeline.tokenizer) == "a <Duck>"
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_two_encoders_load_from_two_files(k: int, tmp_path: Path) -> None:
     given = concept(k, 16, 16)

@@ -263,6 +263,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
     refused("'a' is a word that the model knows", token="a")
     refused("needs a token", token="")
+    refused("reads all 2 vectors .* take --token '<duck>'", token="<Duck>", tokens=2, init="x")
     refused("got none", given=[])
     refused("object or style, got 'person'", subject="person")
     refused("unknown method of learning a concept 'gtfi'.*Did you mean 'gfti'", method="gtfi")

@@ -21,7 +21,7 @@ def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -
     A1111 and ComfyUI call a concept by its file's name, which is the token without brackets.
 
     Raises:
-        InvalidInput: an unknown format, or three text encoders.
+        InvalidInput: an unknown format, three text encoders, or a token that diffusers misreads.
         RunError: a file cannot be written.
 
     Example:
@@ -30,6 +30,8 @@ def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -
         >>> [path.name for path in write_concept(duck, tempfile.mkdtemp(), "a1111")]
         ['duck.safetensors']
     """
+    if to == "diffusers":
+        check_small(concept.token, len(concept))
     files = encoded(concept, to)
     target = Path(folder).expanduser().absolute()
     with explained(target, "make the concept's folder"):
@@ -58,6 +60,23 @@ def encoded(concept: Concept, to: str) -> dict[str, bytes]:
     keys = ("emb_params",) if len(concept.vectors) == 1 else SDXL
     tensors = dict(zip(keys, concept.vectors, strict=True))
     return {f"{file_name(concept.token)}.safetensors": _saved(tensors, concept)}
+
+
+def check_small(token: str, vectors: int) -> None:
+    """Refuse a token of several vectors with capital letters.
+
+    diffusers asks the tokenizer which tokens a prompt has and puts `<duck> <duck>_1` in the place
+    of `<duck>`; CLIP's tokenizer answers in small letters, so that of `<Duck>` only the first
+    vector would be read.
+
+    Raises:
+        InvalidInput: it has capital letters.
+    """
+    if vectors > 1 and token != token.lower():
+        raise InvalidInput(
+            f"diffusers reads all {vectors} vectors of a token in small letters only, got "
+            f"{token!r}; take --token {token.lower()!r}"
+        )
 
 
 def _saved(tensors: dict[str, Tensor], concept: Concept) -> bytes:

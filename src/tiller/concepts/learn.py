@@ -16,6 +16,7 @@ from torch import Tensor
 from tiller.concepts import initialize, templates
 from tiller.concepts.base import DENOISING, ConceptMethod
 from tiller.concepts.drawing import check_seeds
+from tiller.concepts.files import check_small
 from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
@@ -130,6 +131,7 @@ def learn_concept(
     chosen = chosen.settled(loaded)
     _check_budget(limits, chosen)
     check_new(token, loaded.tokenizers)
+    check_small(token, chosen.tokens)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
     _say_how_many(found)
