@@ -180,11 +180,14 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
         "gone.pt": "expected a concept's file at",
         ".": "expected learned_embeds.safetensors in the folder",
         "photo.png": "expected a concept's file at",
+        "x" * 300: "cannot look for .*: File name too long",
     }
     for name, message in expected.items():
         with pytest.raises(InvalidInput, match=message) as caught:
             read_concept(tmp_path / name)
         assert "\n" not in str(caught.value), name
+    with pytest.raises(InvalidInput, match="cannot look for '~nobody-of-that-name/x"):
+        read_named("~nobody-of-that-name/x=<duck>")
     (tmp_path / "photo.png").write_bytes(b"\x89PNG")
     with pytest.raises(InvalidInput, match="a picture is what `tiller concept learn` takes"):
         read_concept(tmp_path / "photo.png")
