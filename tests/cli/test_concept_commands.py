@@ -63,6 +63,24 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert "centre crop, 40% cut off" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("data:image/") >= len(photos) + 4
+    assert "Denoising loss on trials that chose nothing" in page
+    assert "--crop" not in page
+
+
+def test_the_page_names_what_was_lowered_and_repeats_the_crop(
+    learn: Callable[..., Ended], photos: list[Path]
+) -> None:
+    drawn = ["--set", "loss=drawn", "--set", "clip=emoji", "--set", "sketch_steps=1"]
+    ended = learn("--json", "--crop", "pad", "--background", "#ff8800", *drawn, given=photos[:1])
+    assert ended.code == 0, ended.err
+    page = Path(ended.json["report"]).read_text()
+    assert "Drawn loss on trials that chose nothing" in page
+    assert "Denoising loss" not in page
+    assert "--crop pad --background &#39;#ff8800&#39;" in page
+    assert "from 1 picture," in page
+    card = (Path(ended.json["run"]) / "README.md").read_text()
+    assert "learned from 1 picture:" in card
+    assert ended.json["cost"]["images"] == 2 * 4 * 2
 
 
 def test_without_json_people_see_the_files_and_what_to_do_next(

@@ -23,6 +23,7 @@ from tiller.concepts.learn import (
     resume_concept,
 )
 from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.pictures import load_pictures
 from tiller.concepts.run import Progress
 from tiller.concepts.vocabulary import words_of
 from tiller.concepts.watch import Watch
@@ -263,6 +264,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
     refused("'a' is a word that the model knows", token="a")
     refused("needs a token", token="")
+    small = load_pictures(photos, (8, 8))
+    refused(r"expected pictures of 16 x 16 pixels.*got \[\(8, 8\)\]", given=small, init="x")
     refused("reads all 2 vectors .* take --token '<duck>'", token="<Duck>", tokens=2, init="x")
     refused("got none", given=[])
     refused("object or style, got 'person'", subject="person")

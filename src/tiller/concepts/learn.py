@@ -134,6 +134,12 @@ def learn_concept(
     check_small(token, chosen.tokens)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
+    sizes = {item.image.size for item in found.items} - {size[::-1]}
+    if sizes:
+        raise InvalidInput(
+            f"expected pictures of {size[1]} x {size[0]} pixels, as the model draws, got "
+            f"{sorted(sizes)}; load_pictures(files, {size}) makes them so"
+        )
     _say_how_many(found)
     with metered() as meter:
         material, began = _material(loaded, chosen, found, subject, seed)
@@ -153,6 +159,8 @@ def learn_concept(
             for item, place in zip(found.items, material.places, strict=True)
         ],
         "left_out": list(found.left_out),
+        "crop": found.crop,
+        "background": found.background,
         "init": began,
         "start_forwards": meter.cost.forwards,
         "budget": str(limits),

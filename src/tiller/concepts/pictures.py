@@ -54,10 +54,14 @@ class Pictures:
     Attributes:
         items: the pictures.
         left_out: what could not be used, a sentence each, where that was allowed.
+        crop: as `load_pictures` was told.
+        background: likewise.
     """
 
     items: tuple[Picture, ...]
     left_out: tuple[str, ...] = ()
+    crop: str = CROPS[0]
+    background: str = "white"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,7 +124,7 @@ def load_pictures(
         raise InvalidInput(which + "; ".join(broken) + remedy)
     if not found:
         raise InvalidInput("expected 3 to 5 pictures of one thing or one style, got none")
-    return Pictures(tuple(found), tuple(broken))
+    return Pictures(tuple(found), tuple(broken), crop, background)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -57,6 +57,7 @@ def concept_page(record: Record) -> str:
         left_out=spec.get("left_out") or [],
         drawn=_drawn(record),
         finals=[thumbnail(path) for path in _files(record, result)],
+        lowered=str(record.fields.get("loss") or "denoising"),
         losses={name: number(float(loss)) for name, loss in losses.items()},
         better=bool(losses) and losses["learned"] < losses["start"],
         began=", ".join(spec.get("init") or []) or "a random word",
@@ -132,6 +133,9 @@ def _command(record: Record) -> list[str]:
     words = ["tiller", "concept", "learn", *(str(item["name"]) for item in spec["pictures"])]
     words += ["--token", str(spec["token"]), "--kind", str(spec["subject"])]
     words += ["--method", record.method, "--seed", str(spec["seed"])]
+    for name, usual in (("crop", "centre"), ("background", "white")):
+        if spec.get(name, usual) != usual:
+            words += [f"--{name}", str(spec[name])]
     words += ["--model", str(spec["model"])] if spec.get("model") else []
     words += ["--budget", str(spec["budget"])]
     for name, value in record.fields.items():
@@ -145,6 +149,8 @@ def _settings(record: Record) -> list[tuple[str, str]]:
     rows = [
         ("token", spec["token"]),
         ("kind", spec["subject"]),
+        ("crop", spec.get("crop")),
+        ("background", spec.get("background")),
         ("model", spec.get("model")),
         ("method", record.method),
         *((f"method: {name}", value) for name, value in record.fields.items()),
