@@ -114,6 +114,18 @@ def test_resume_and_report_know_a_concepts_run(
     shown = tiller("report", run, "--json")
     assert shown.code == 0
     assert Path(shown.json["report"]).is_file()
+    both = tiller("report", run, run, "--out", tmp_path / "both.html")
+    assert both.code == 2
+    assert "compares pictures that were steered" in both.err
+    for to in ("diffusers", "a1111", "comfyui", "python"):
+        ended = tiller("export", run, "--to", to)
+        assert ended.code == 2
+        assert "`tiller concept convert RUN --to diffusers`" in ended.err
+    assert tiller("export", run, "--to", "png").code == 0
+    (Path(run) / "space.safetensors").unlink()
+    cut = tiller("resume", run)
+    assert cut.code == 2
+    assert "was cut off before its search began; learn it again" in cut.err
 
 
 def test_draw_writes_pictures_that_say_how_they_were_made(

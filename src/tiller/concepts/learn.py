@@ -199,6 +199,8 @@ def resume_concept(
     spec = store.spec
     if spec.get("kind") != KIND:
         raise RunError(f"{store.path} is no run that learns a concept; `tiller resume` knows it")
+    if not (store.path / SPACE).is_file():  # it is written last, before the search begins
+        raise RunError(f"{store.path} was cut off before its search began; learn it again")
     if model is None and spec["model"] is None:
         raise RunError(f"{store.path} was made with a pipeline object; pass it: model=...")
     loaded = model or load_model(spec["model"], **spec["model_options"])
