@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ from ended import Ended, Tiller
 from PIL import Image
 from safetensors.torch import load_file
 
-SMALL = ["--init", "x", "--set", "popsize=4", "--set", "check_every=1", "--set", "preview_every=0"]
+from tiller.commands.concept_view import ConceptLine
+from tiller.concepts.run import Progress
+
+SMALL = ["--init", "x", "--set", "popsize=4", "--set", "check_every=1", "--set", "preview_every=2"]
 SMALL += ["--set", "held_out_draws=2", "--set", "draws=2"]
 
 
@@ -100,7 +104,23 @@ def test_without_json_people_see_the_files_and_what_to_do_next(
         assert wanted in ended.out
     assert "held-out loss" in ended.err
     assert "round 2/2" in ended.err
+    assert "pictures: 3 · choosing where to begin" in ended.err
+    assert "run · " in ended.err
+    assert re.search(r"drawn · .*sample-0002-1\.png, .*sample-0002-2\.png", ended.err)
     assert learn("--quiet").err == ""
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(
+    learn: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(line: ConceptLine, progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConceptLine, "update", press)
+    ended = learn("--json")
+    assert ended.code == 130
+    assert "the best so far is kept. Go on with: tiller resume " in ended.err
+    assert Path(ended.json["run"], "learned_embeds.safetensors").is_file()
 
 
 def test_resume_and_report_know_a_concepts_run(

@@ -27,6 +27,7 @@ from tiller.terminal import clean, shown
 
 if TYPE_CHECKING:
     from tiller.concepts.learn import ConceptResult
+    from tiller.concepts.run import Progress
     from tiller.models.concepts import Concept
 
 app = typer.Typer(
@@ -95,10 +96,16 @@ def learn(
         if init is not None:
             fields = _with_init(fields, init)
         line = ConceptLine(now.console, quiet=quiet)
+
+        def watched(progress: Progress) -> None:
+            now.run_dir = progress.run_dir  # what is named where something goes wrong
+            line.update(progress)
+
         with told(now.notice):
             from tiller.concepts.learn import learn_concept, make
             from tiller.concepts.pictures import load_pictures
             from tiller.models import load_model
+            from tiller.models.concepts import check_new
 
             no_loading_bars()
             make(method, fields)  # a typing error should not cost the loading of a model
@@ -107,6 +114,8 @@ def learn(
             found = load_pictures(
                 pictures, size, crop=crop, background=background, skip_broken=skip_broken
             )
+            check_new(token, loaded.tokenizers)  # before the line that says what goes on
+            line.begin(len(found))
             result = learn_concept(
                 loaded,
                 found,
@@ -116,7 +125,7 @@ def learn(
                 budget=budget,
                 seed=seed,
                 out=out,
-                on_step=line.update,
+                on_step=watched,
                 **fields,
             )
         _finish(now, result)
