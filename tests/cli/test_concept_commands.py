@@ -59,6 +59,7 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert (found["token"], found["method"]) == ("<duck>", "gfti")
     assert found["stopped"] == "budget: steps=2"
     assert found["cost"]["forwards"] == 2 * 4 * 2
+    assert found["aside"] == (1 + 2 + 2 + 2) * 2  # e0, two looks at two, the report at two
     assert list(load_file(found["file"])) == ["<duck>"]
     assert all(Path(path).is_file() for path in found["images"])
     page = Path(found["report"]).read_text()
@@ -68,6 +69,7 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("data:image/") >= len(photos) + 4
     assert "Denoising loss on trials that chose nothing" in page
+    assert "Forwards aside" in page
     assert "--crop" not in page
 
 
@@ -97,6 +99,7 @@ def test_without_json_people_see_the_files_and_what_to_do_next(
     assert ended.code == 0
     for wanted in (
         "token    <duck>",
+        "aside    14 forwards",
         "learned_embeds.safetensors",
         "report.html",
         "tiller concept draw",

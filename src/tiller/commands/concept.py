@@ -160,6 +160,7 @@ def _finish(now: Session, result: ConceptResult) -> None:
         "loss": result.loss,
         "start_loss": result.start_loss,
         "cost": dataclasses.asdict(result.cost),
+        "aside": result.aside,
         "stopped": result.stopped,
         "report": str(page),
     }

@@ -70,6 +70,7 @@ def summary(result: ConceptResult, page: Path) -> list[RenderableType]:
         facts.append(("loss", f"{losses}, on trials that chose nothing"))
     facts += [
         ("cost", cost_line(result.cost)),
+        ("aside", f"{result.aside:,} forwards, to choose the start and the result"),
         ("stopped", clean(result.stopped)),
         ("file", clean(shown(result.run_dir / "learned_embeds.safetensors"))),
         ("pictures", clean(", ".join(shown(path) for path in result.pictures))),

@@ -31,6 +31,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
 from tiller.models.concepts import Concept, check_new
 from tiller.models.loader import load_model
+from tiller.runs.concept_report import forwards_aside
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import RunStore, versions
 
@@ -252,8 +253,7 @@ def open_concept(run_dir: str | Path) -> ConceptResult:
         prompt=record.prompt,
         stopped=record.stopped or "not finished",
         cost=_cost(record),
-        aside=int(record.spec.get("start_forwards", 0))
-        + sum(int(entry.get("forwards", 0)) for entry in record.entries),
+        aside=forwards_aside(record),
         start_loss=losses.get("start"),
         loss=losses.get("learned"),
         pictures=tuple(record.path / name for name in lines[-1]["samples"]),

@@ -64,7 +64,10 @@ def concept_page(record: Record) -> str:
         charts=charts(panels, "losses", "rounds") if panels else None,
         stopped=ending(record),
         error=record.error,
-        costs=costs_of(record.last.get("cost") or {}),
+        costs=[
+            *costs_of(record.last.get("cost") or {}),
+            ("Forwards aside", f"{forwards_aside(record):,}"),
+        ],
         command=shlex.join(_command(record)),
         settings=_settings(record),
         remarks=record.remarks,
@@ -73,6 +76,12 @@ def concept_page(record: Record) -> str:
         created=record.created,
         versions=", ".join(f"{k} {v}" for k, v in (spec.get("versions") or {}).items()),
     )
+
+
+def forwards_aside(record: Record) -> int:
+    """Forwards that the budget does not count: the choice of the start, the looks, the losses."""
+    looks = sum(int(entry.get("forwards", 0)) for entry in record.entries)
+    return int(record.spec.get("start_forwards", 0)) + looks
 
 
 def _given(record: Record) -> list[GivenView]:
