@@ -101,6 +101,18 @@ def test_a1111s_file_has_its_keys_and_the_tokens_name(tmp_path: Path) -> None:
     assert {name: list(v.shape) for name, v in load_file(file).items()} == {"emb_params": [2, 16]}
 
 
+def test_another_word_in_the_same_folder_is_not_overwritten(tmp_path: Path) -> None:
+    write_concept(concept(1), tmp_path)
+    write_concept(concept(2), tmp_path)  # learned on: the same word
+    assert len(read_concept(tmp_path)) == 2
+    with pytest.raises(InvalidInput, match=r"embeds.safetensors holds <duck> already, and <goose>"):
+        write_concept(concept(token="<goose>"), tmp_path)
+    save_file({"a": torch.ones(1, 4), "b": torch.ones(1, 4)}, tmp_path / "goose.safetensors")
+    with pytest.raises(InvalidInput, match=r"goose.safetensors holds something else already"):
+        write_concept(concept(token="<goose>"), tmp_path, "a1111")
+    assert read_concept(tmp_path).token == "<duck>"
+
+
 @pytest.mark.parametrize("kind", ["a1111", "diffusers .bin", "a1111 of another program"])
 def test_older_files_are_read_weights_only(kind: str, tmp_path: Path) -> None:
     vectors = concept(2).vectors[0]
