@@ -38,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "ti": {"check_every": 2, "preview_every": 3, "held_out_draws": 6, "init": "x"},
 }
 
+PAPERS = (Path(__file__).parents[2] / "docs" / "papers.md").read_text(encoding="utf-8")
+
 
 def learn(
     model: FrozenModel, photos: list[Image.Image], out: Path, method: str = "gfti", **settings: Any
@@ -240,6 +242,7 @@ def test_a_method_conforms(
     documented = "\n".join(inspect.getdoc(base) or "" for base in kind.__mro__)
     for field in dataclasses.fields(kind):
         assert f"{field.name}:" in documented, f"{name}.{field.name} is not under Attributes"
+        assert f"`{field.name}`" in PAPERS, f"docs/papers.md has no source of {name}.{field.name}"
     assert kind.citation
     chosen: ConceptMethod = make(name, SMALL[name])
     assert type(chosen)(**dataclasses.asdict(chosen)) == chosen
