@@ -213,6 +213,11 @@ def test_clashes_and_words_that_are_not_named(
     named = tiller("concept", "draw", "a cat", "--concept", run, "--out", tmp_path / "drawn")
     assert named.code == 0
     assert "the prompt names none of <duck>" in named.err
+    kept = tiller(
+        *("concept", "draw", "a cat", "--negative", "a <DUCK>!", "--concept", run),
+        *("--out", tmp_path / "drawn"),
+    )
+    assert "names none" not in kept.err
     other = tiller("concept", "draw", "a <duck>", "--concept", run, "--model", "emoji")
     assert other.code == 2
     assert "it was learned for another model" in other.err
@@ -275,6 +280,9 @@ def test_a_steered_picture_may_name_a_concept_and_be_resumed(
     assert taught.code == 0, taught.err
     plain = tiller("steer", "a <duck>", *common)
     assert taught.json["scores"] != plain.json["scores"]
+    assert "names none" not in taught.err
+    unnamed = tiller("steer", "a cat", "--concept", run, *common)
+    assert "notice: the prompt names none of <duck>: 'a cat'" in unnamed.err
     longer = tiller("resume", taught.json["run"], "--budget", "images=4", "--json")
     assert longer.code == 0, longer.err
     assert longer.json["cost"]["images"] == 4

@@ -6,7 +6,6 @@ draws the same picture from the same prompt and seed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named
-from tiller.models.concepts import Concept, Vocabulary
+from tiller.models.concepts import Concept, Vocabulary, notice_unnamed
 from tiller.models.loader import load_model
-from tiller.models.pieces import Piece, brief
+from tiller.models.pieces import Piece
 from tiller.models.trajectory import Trajectory
 
 SEEDS = range(-(1 << 63), 1 << 64)
@@ -62,11 +61,7 @@ def draw(
     found = [one if isinstance(one, Concept) else read_named(one) for one in concepts]
     words = vocabulary(loaded, found)
     texts = [words.read(prompt), words.read(negative_prompt)]
-    if found and not any(not isinstance(piece, str) for piece in texts[0]):
-        named = ", ".join(concept.token for concept in found)
-        warnings.warn(
-            f"the prompt names none of {named}: {brief(prompt)!r}", TillerNotice, stacklevel=2
-        )
+    notice_unnamed(found, [prompt, negative_prompt])
     try:
         settings = replace(loaded.defaults, **sampler)
     except TypeError as error:
