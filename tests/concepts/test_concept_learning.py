@@ -28,7 +28,7 @@ from tiller.concepts.run import Progress
 from tiller.concepts.vocabulary import words_of
 from tiller.concepts.watch import Watch
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput, RunError
+from tiller.core.errors import InvalidInput, RewardError, RunError
 from tiller.models import FrozenModel, load_model
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import fake_sdxl_pipeline
@@ -189,6 +189,9 @@ def test_the_watch_keeps_the_lowest_and_knows_a_plateau_after_a_resume(
     one.look(near)
     assert one.plateau() is not None
     assert one.report(space.decode(z)) != one.losses(z)  # other trials than those that choose
+    torn = DenoisingLoss(model, torch.full((1, 4, 8, 8), torch.nan), ["a {}"], method.held_out())
+    with pytest.raises(RewardError, match="must be finite, got NaN"):
+        Watch(space, torn, 0, every=1, patience=3).look(z)
 
 
 @pytest.mark.parametrize("projection", ["pca", "prior", "random", "full"])
