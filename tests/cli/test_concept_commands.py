@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ended import Ended, Tiller
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from tiller.commands.concept_view import ConceptLine
@@ -271,7 +272,11 @@ def test_evaluate_takes_the_runs_own_pictures(learn: Callable[..., Ended], tille
 
 
 def test_a_steered_picture_may_name_a_concept_and_be_resumed(
-    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+    learn: Callable[..., Ended],
+    tiller: Tiller,
+    steps: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = learn("--json").json["run"]
     common = ["--reward", "brightness", "--held-out", "darkness", "--method", "best_of_n"]
@@ -283,6 +288,15 @@ def test_a_steered_picture_may_name_a_concept_and_be_resumed(
     assert "names none" not in taught.err
     unnamed = tiller("steer", "a cat", "--concept", run, *common)
     assert "notice: the prompt names none of <duck>: 'a cat'" in unnamed.err
+    script = Path(tiller("export", taught.json["run"], "--to", "python", "--json").json["path"])
+    monkeypatch.setattr("sys.argv", [str(script)])
+    runpy.run_path(str(script), run_name="__main__")  # plain diffusers, which knows no <duck>
+    with (
+        Image.open(script.with_name("best.png")) as again,
+        Image.open(taught.json["image"]) as best,
+    ):
+        difference = ImageChops.difference(again.convert("L"), best.convert("L")).getextrema()
+    assert difference in ((0, 0), (0, 1))  # 8 bits: at the edge of two values it may fall to either
     longer = tiller("resume", taught.json["run"], "--budget", "images=4", "--json")
     assert longer.code == 0, longer.err
     assert longer.json["cost"]["images"] == 4
