@@ -383,11 +383,12 @@ def _save_best(store: RunStore, run: Run, step: Step, scores: dict[str, float]) 
     tensors = {"noise": inputs.noise[0].contiguous(), **inputs.extras()}
     own = inputs.conditioning.index([0])
     words = run.task.model.encode(texts[:1], texts[1:])
+    model = run.task.model
     for field in dataclasses.fields(words):  # embeddings go along where words do not say it all
         value, plain = getattr(own, field.name), getattr(words, field.name)
-        if value is not None and not (plain is not None and torch.equal(value, plain)):
+        said = plain is not None and torch.equal(value, plain) and not model.taught
+        if value is not None and not said:
             tensors[field.name] = value.contiguous()
-    model = run.task.model
     source = str(BUNDLED.get(model.source, model.source)) if model.source else None
     device = {"dtype": str(model.dtype), "device": str(model.device)}
     device["pipeline"] = model.pipeline_class

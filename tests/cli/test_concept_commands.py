@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ended import Ended, Tiller
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
-SMALL = ["--init", "x", "--set", "popsize=4", "--set", "check_every=1", "--set", "preview_every=0"]
+from tiller.commands.concept_view import ConceptLine
+from tiller.concepts.run import Progress
+
+SMALL = ["--init", "x", "--set", "popsize=4", "--set", "check_every=1", "--set", "preview_every=2"]
 SMALL += ["--set", "held_out_draws=2", "--set", "draws=2"]
 
 
@@ -55,6 +60,7 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert (found["token"], found["method"]) == ("<duck>", "gfti")
     assert found["stopped"] == "budget: steps=2"
     assert found["cost"]["forwards"] == 2 * 4 * 2
+    assert found["aside"] == (1 + 2 + 2 + 2) * 2  # e0, two looks at two, the report at two
     assert list(load_file(found["file"])) == ["<duck>"]
     assert all(Path(path).is_file() for path in found["images"])
     page = Path(found["report"]).read_text()
@@ -63,6 +69,25 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert "centre crop, 40% cut off" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("data:image/") >= len(photos) + 4
+    assert "Denoising loss on trials that chose nothing" in page
+    assert "Forwards aside" in page
+    assert "--crop" not in page
+
+
+def test_the_page_names_what_was_lowered_and_repeats_the_crop(
+    learn: Callable[..., Ended], photos: list[Path]
+) -> None:
+    drawn = ["--set", "loss=drawn", "--set", "clip=emoji", "--set", "sketch_steps=1"]
+    ended = learn("--json", "--crop", "pad", "--background", "#ff8800", *drawn, given=photos[:1])
+    assert ended.code == 0, ended.err
+    page = Path(ended.json["report"]).read_text()
+    assert "Drawn loss on trials that chose nothing" in page
+    assert "Denoising loss" not in page
+    assert "--crop pad --background &#39;#ff8800&#39;" in page
+    assert "from 1 picture," in page
+    card = (Path(ended.json["run"]) / "README.md").read_text()
+    assert "learned from 1 picture:" in card
+    assert ended.json["cost"]["images"] == 2 * 4 * 2
 
 
 def test_without_json_people_see_the_files_and_what_to_do_next(
@@ -75,6 +100,7 @@ def test_without_json_people_see_the_files_and_what_to_do_next(
     assert ended.code == 0
     for wanted in (
         "token    <duck>",
+        "aside    14 forwards",
         "learned_embeds.safetensors",
         "report.html",
         "tiller concept draw",
@@ -82,7 +108,23 @@ def test_without_json_people_see_the_files_and_what_to_do_next(
         assert wanted in ended.out
     assert "held-out loss" in ended.err
     assert "round 2/2" in ended.err
+    assert "pictures: 3 · choosing where to begin" in ended.err
+    assert "run · " in ended.err
+    assert re.search(r"drawn · .*sample-0002-1\.png, .*sample-0002-2\.png", ended.err)
     assert learn("--quiet").err == ""
+
+
+def test_a_second_ctrl_c_says_how_to_go_on(
+    learn: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(line: ConceptLine, progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConceptLine, "update", press)
+    ended = learn("--json")
+    assert ended.code == 130
+    assert "the best so far is kept. Go on with: tiller resume " in ended.err
+    assert Path(ended.json["run"], "learned_embeds.safetensors").is_file()
 
 
 def test_resume_and_report_know_a_concepts_run(
@@ -96,6 +138,18 @@ def test_resume_and_report_know_a_concepts_run(
     shown = tiller("report", run, "--json")
     assert shown.code == 0
     assert Path(shown.json["report"]).is_file()
+    both = tiller("report", run, run, "--out", tmp_path / "both.html")
+    assert both.code == 2
+    assert "compares pictures that were steered" in both.err
+    for to in ("diffusers", "a1111", "comfyui", "python"):
+        ended = tiller("export", run, "--to", to)
+        assert ended.code == 2
+        assert "`tiller concept convert RUN --to diffusers`" in ended.err
+    assert tiller("export", run, "--to", "png").code == 0
+    (Path(run) / "space.safetensors").unlink()
+    cut = tiller("resume", run)
+    assert cut.code == 2
+    assert "was cut off before its search began; learn it again" in cut.err
 
 
 def test_draw_writes_pictures_that_say_how_they_were_made(
@@ -111,6 +165,7 @@ def test_draw_writes_pictures_that_say_how_they_were_made(
     assert ended.code == 0, ended.err
     names = [Path(path).name for path in ended.json["images"]]
     assert names == ["a-duck-and-two-5.png", "a-duck-and-two-6.png"]
+    assert "notice: 1/2: " in ended.err
     with Image.open(ended.json["images"][0]) as image:
         parameters = image.text["parameters"]  # type: ignore[attr-defined]  # PNG files have it
     assert "a <duck> and <two>" in parameters
@@ -120,6 +175,33 @@ def test_draw_writes_pictures_that_say_how_they_were_made(
         "--concept", f"{tmp_path / 'second'}=<two>", "--out", tmp_path / "again", "--json",
     )  # fmt: skip
     assert Path(again.json["images"][0]).read_bytes() == Path(ended.json["images"][1]).read_bytes()
+
+
+def test_another_picture_of_the_same_name_is_kept(
+    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+) -> None:
+    run = learn("--json").json["run"]
+
+    def draw(prompt: str) -> str:
+        common = ["--concept", run, "--model", steps, "--out", tmp_path / "drawn", "--json"]
+        return Path(tiller("concept", "draw", prompt, *common).json["images"][0]).name
+
+    names = [draw(prompt) for prompt in ("a <duck>", "a duck", "a <duck>", "a Duck!")]
+    assert names == ["a-duck-0.png", "a-duck-0-2.png", "a-duck-0.png", "a-duck-0-3.png"]
+
+
+def test_a_seed_that_no_picture_can_have_is_refused(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    ended = learn("--seed", 1 << 64)
+    assert ended.code == 2
+    assert "the seed of a picture lies between -2^63 and 2^64" in ended.err
+    assert not (tmp_path / "runs").exists()
+    run = learn("--json").json["run"]
+    for command in (["draw", "a <duck>", "--concept", run], ["evaluate", run, "--clip", "emoji"]):
+        ended = tiller("concept", *command, "--seed", 1 << 64)
+        assert ended.code == 2
+        assert "the seed of a picture" in ended.err
 
 
 def test_clashes_and_words_that_are_not_named(
@@ -132,6 +214,11 @@ def test_clashes_and_words_that_are_not_named(
     named = tiller("concept", "draw", "a cat", "--concept", run, "--out", tmp_path / "drawn")
     assert named.code == 0
     assert "the prompt names none of <duck>" in named.err
+    kept = tiller(
+        *("concept", "draw", "a cat", "--negative", "a <DUCK>!", "--concept", run),
+        *("--out", tmp_path / "drawn"),
+    )
+    assert "names none" not in kept.err
     other = tiller("concept", "draw", "a <duck>", "--concept", run, "--model", "emoji")
     assert other.code == 2
     assert "it was learned for another model" in other.err
@@ -168,13 +255,28 @@ def test_evaluate_takes_the_runs_own_pictures(learn: Callable[..., Ended], tille
     assert ended.json["concept"]["token"] == "<duck>"
     assert ended.json["words"][0]["token"] == "x"
     assert -1 <= ended.json["concept"]["reconstruction"] <= 1
+    assert ended.err.splitlines()[:1] == ["notice: 1/18: drawing 1 of 'a photo of <duck>'"]
+    for option, value, message in (
+        ("--clip", "/nowhere", "cannot load the CLIP model '/nowhere'"),
+        ("--word", "", "expected a word to compare with"),
+    ):
+        wrong = tiller(
+            "concept", "evaluate", run, "--images", "1", "--clip", "emoji", option, value
+        )
+        assert wrong.code == 2
+        assert message in wrong.err
+        assert "drawing" not in wrong.err  # minutes of it, on a real model
     bare = tiller("concept", "evaluate", f"{run}/learned_embeds.safetensors", "--images", "1")
     assert bare.code == 2
     assert "expected the pictures that learned_embeds.safetensors was learned from" in bare.err
 
 
 def test_a_steered_picture_may_name_a_concept_and_be_resumed(
-    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+    learn: Callable[..., Ended],
+    tiller: Tiller,
+    steps: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = learn("--json").json["run"]
     common = ["--reward", "brightness", "--held-out", "darkness", "--method", "best_of_n"]
@@ -183,6 +285,18 @@ def test_a_steered_picture_may_name_a_concept_and_be_resumed(
     assert taught.code == 0, taught.err
     plain = tiller("steer", "a <duck>", *common)
     assert taught.json["scores"] != plain.json["scores"]
+    assert "names none" not in taught.err
+    unnamed = tiller("steer", "a cat", "--concept", run, *common)
+    assert "notice: the prompt names none of <duck>: 'a cat'" in unnamed.err
+    script = Path(tiller("export", taught.json["run"], "--to", "python", "--json").json["path"])
+    monkeypatch.setattr("sys.argv", [str(script)])
+    runpy.run_path(str(script), run_name="__main__")  # plain diffusers, which knows no <duck>
+    with (
+        Image.open(script.with_name("best.png")) as again,
+        Image.open(taught.json["image"]) as best,
+    ):
+        difference = ImageChops.difference(again.convert("L"), best.convert("L")).getextrema()
+    assert difference in ((0, 0), (0, 1))  # 8 bits: at the edge of two values it may fall to either
     longer = tiller("resume", taught.json["run"], "--budget", "images=4", "--json")
     assert longer.code == 0, longer.err
     assert longer.json["cost"]["images"] == 4

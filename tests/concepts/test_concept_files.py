@@ -63,6 +63,21 @@ def test_a_plain_pipeline_loads_it_and_draws_the_same_bit_for_bit(k: int, tmp_pa
     assert ours.tobytes() != plain.images[0].tobytes()
 
 
+def test_a_token_of_several_vectors_that_a_plain_pipeline_misreads_is_refused(
+    tmp_path: Path,
+) -> None:
+    """diffusers asks the tokenizer for the prompt's tokens, and that answers in small letters."""
+    given = concept(2, token="<Duck>")
+    (a1111,) = write_concept(given, tmp_path, "a1111")
+    with pytest.raises(InvalidInput, match=r"small letters only, got '<Duck>'; take --token '<du"):
+        write_concept(given, tmp_path)
+    assert same(read_concept(a1111), given)
+    write_concept(concept(1, token="<Duck>"), tmp_path)
+    pipeline = fake_pipeline()
+    pipeline.load_textual_inversion({"<Duck>": given.vectors[0]})
+    assert pipeline.maybe_convert_prompt("a <Duck>", pipeline.tokenizer) == "a <Duck>"
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_two_encoders_load_from_two_files(k: int, tmp_path: Path) -> None:
     given = concept(k, 16, 16)
@@ -84,6 +99,18 @@ def test_a1111s_file_has_its_keys_and_the_tokens_name(tmp_path: Path) -> None:
     (file,) = write_concept(concept(2, token="<my/duck>"), tmp_path, "a1111")
     assert file.name == "my-duck.safetensors"
     assert {name: list(v.shape) for name, v in load_file(file).items()} == {"emb_params": [2, 16]}
+
+
+def test_another_word_in_the_same_folder_is_not_overwritten(tmp_path: Path) -> None:
+    write_concept(concept(1), tmp_path)
+    write_concept(concept(2), tmp_path)  # learned on: the same word
+    assert len(read_concept(tmp_path)) == 2
+    with pytest.raises(InvalidInput, match=r"embeds.safetensors holds <duck> already, and <goose>"):
+        write_concept(concept(token="<goose>"), tmp_path)
+    save_file({"a": torch.ones(1, 4), "b": torch.ones(1, 4)}, tmp_path / "goose.safetensors")
+    with pytest.raises(InvalidInput, match=r"goose.safetensors holds something else already"):
+        write_concept(concept(token="<goose>"), tmp_path, "a1111")
+    assert read_concept(tmp_path).token == "<duck>"
 
 
 @pytest.mark.parametrize("kind", ["a1111", "diffusers .bin", "a1111 of another program"])
@@ -165,11 +192,14 @@ def test_files_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
         "gone.pt": "expected a concept's file at",
         ".": "expected learned_embeds.safetensors in the folder",
         "photo.png": "expected a concept's file at",
+        "x" * 300: "cannot look for .*: File name too long",
     }
     for name, message in expected.items():
         with pytest.raises(InvalidInput, match=message) as caught:
             read_concept(tmp_path / name)
         assert "\n" not in str(caught.value), name
+    with pytest.raises(InvalidInput, match="cannot look for '~nobody-of-that-name/x"):
+        read_named("~nobody-of-that-name/x=<duck>")
     (tmp_path / "photo.png").write_bytes(b"\x89PNG")
     with pytest.raises(InvalidInput, match="a picture is what `tiller concept learn` takes"):
         read_concept(tmp_path / "photo.png")

@@ -23,11 +23,12 @@ from tiller.concepts.learn import (
     resume_concept,
 )
 from tiller.concepts.objective import DenoisingLoss
+from tiller.concepts.pictures import load_pictures
 from tiller.concepts.run import Progress
 from tiller.concepts.vocabulary import words_of
 from tiller.concepts.watch import Watch
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput, RunError
+from tiller.core.errors import InvalidInput, RewardError, RunError
 from tiller.models import FrozenModel, load_model
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import fake_sdxl_pipeline
@@ -36,6 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "gfti": {"popsize": 4, "check_every": 2, "preview_every": 3, "held_out_draws": 6, "init": "x"},
     "ti": {"check_every": 2, "preview_every": 3, "held_out_draws": 6, "init": "x"},
 }
+
+PAPERS = (Path(__file__).parents[2] / "docs" / "papers.md").read_text(encoding="utf-8")
 
 
 def learn(
@@ -140,6 +143,8 @@ def test_a_larger_budget_goes_on_and_a_finished_run_does_nothing(
     again = resume_concept(short.run_dir, model=model)
     assert journal(short.run_dir) == lines
     assert again.cost.steps == 4
+    with pytest.raises(InvalidInput, match="images=9 would never end the search"):
+        resume_concept(short.run_dir, model=model, budget="images=9")
     longer = resume_concept(short.run_dir, model=model, budget="steps=6")
     assert longer.cost.steps == 6
     assert longer.stopped == "budget: steps=6"
@@ -184,6 +189,9 @@ def test_the_watch_keeps_the_lowest_and_knows_a_plateau_after_a_resume(
     one.look(near)
     assert one.plateau() is not None
     assert one.report(space.decode(z)) != one.losses(z)  # other trials than those that choose
+    torn = DenoisingLoss(model, torch.full((1, 4, 8, 8), torch.nan), ["a {}"], method.held_out())
+    with pytest.raises(RewardError, match="must be finite, got NaN"):
+        Watch(space, torn, 0, every=1, patience=3).look(z)
 
 
 @pytest.mark.parametrize("projection", ["pca", "prior", "random", "full"])
@@ -237,6 +245,7 @@ def test_a_method_conforms(
     documented = "\n".join(inspect.getdoc(base) or "" for base in kind.__mro__)
     for field in dataclasses.fields(kind):
         assert f"{field.name}:" in documented, f"{name}.{field.name} is not under Attributes"
+        assert f"`{field.name}`" in PAPERS, f"docs/papers.md has no source of {name}.{field.name}"
     assert kind.citation
     chosen: ConceptMethod = make(name, SMALL[name])
     assert type(chosen)(**dataclasses.asdict(chosen)) == chosen
@@ -261,18 +270,26 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
     refused("'a' is a word that the model knows", token="a")
     refused("needs a token", token="")
+    small = load_pictures(photos, (8, 8))
+    refused(r"expected pictures of 16 x 16 pixels.*got \[\(8, 8\)\]", given=small, init="x")
+    refused("reads all 2 vectors .* take --token '<duck>'", token="<Duck>", tokens=2, init="x")
     refused("got none", given=[])
     refused("object or style, got 'person'", subject="person")
     refused("unknown method of learning a concept 'gtfi'.*Did you mean 'gfti'", method="gtfi")
     refused("unknown field of method gfti 'popsizes'", popsizes=3)
     refused("gfti.popsize must be a whole number, got 'many'", popsize="many")
     refused("popsize must be at least 3", popsize=2)
-    refused("projection must be one of", projection="svd", init="x")
+    refused("popsize must be at least 3", popsize=0)
+    refused("stretch must be positive and finite, got 0.0", stretch=0.0)
+    refused("projection must be one of", projection="svd")
+    refused("a word has at most 64 tokens, got 65", tokens=65)
+    refused("init='x y' names 2 words to begin with, .* or --set tokens=2", init="x y")
     refused("draws must be at least 1", draws=0)
     refused("temperature must be positive", temperature=0.0)
     refused("patience must be at least 0", patience=-1)
     refused("seed must be a whole number", seed=0.5)
     refused("budget", budget="steps=0")
+    refused("draws no images, so images=4 would never end the search", budget="images=4")
     refused("expected a word to begin with", init="  ")
     refused("a prompt of this model has 16 places; got tokens=20", tokens=20, init="x")
     refused("no CLIP is known for a text encoder of width 16")

@@ -139,6 +139,9 @@ def broken(folder: Path) -> dict[str, Path]:
     whole = saved(halves().resize((200, 200)), folder / "whole.jpg").read_bytes()
     (folder / "torn.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "folder.png").mkdir()
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(40))
+    (folder / "clip.mp4").write_bytes(b"\0\0\0\x24ftypisom" + bytes(40))
+    long = "x" * 300 + ".png"
     return {
         "empty.png: is empty": folder / "empty.png",
         "paper.pdf: is a PDF": folder / "paper.pdf",
@@ -148,6 +151,13 @@ def broken(folder: Path) -> dict[str, Path]:
         "torn.jpg: is damaged or cut off": folder / "torn.jpg",
         "folder.png: is a folder": folder / "folder.png",
         "gone.png: there is no such file": folder / "gone.png",
+        "phone.heic: is a HEIC photo": folder / "phone.heic",
+        "clip.mp4: is a video": folder / "clip.mp4",
+        f"{long}: cannot look for '{str(folder)[:9]}": folder / long,
+        "home.png: cannot look for '~nobody-of-that-name/home.png'": Path(
+            "~nobody-of-that-name/home.png"
+        ),
+        ".: is a folder; name the pictures in it: ./*.png": Path(),
     }
 
 

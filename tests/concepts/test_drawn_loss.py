@@ -61,6 +61,9 @@ def test_with_all_steps_it_draws_what_the_sampler_draws(
     monkeypatch.setattr(emoji, "defaults", settings)
     loss = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=5)
     few = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=2)
+    more = DrawnLoss(emoji, tower, given, SENTENCES, Sampling(draws=1), steps=100)
+    assert more.steps == list(range(more.path.num_steps))  # no step twice
+    assert more.forwards_per_candidate == 2 * more.path.num_steps
     assert loss.steps == [0, 1, 2, 3, 4]
     assert few.steps == [0, 2]
     sketches = loss.sketches(Draw(0, 1))
@@ -98,7 +101,7 @@ def test_it_is_billed_and_has_a_gradient(
     emoji: FrozenModel, tower: Tower, given: Tensor, space: ConceptSpace
 ) -> None:
     z = torch.zeros(2, 1, 192)
-    costs, grads = [], []
+    costs, grads = [], []  # of forwards, backwards and images
     for rows in (128, 3):
         sampling = Sampling(draws=2)
         loss = DrawnLoss(emoji, tower, given, SENTENCES, sampling, steps=2, rows=rows)
@@ -106,8 +109,8 @@ def test_it_is_billed_and_has_a_gradient(
             found = evaluate(space, loss, z, Draw(0, 0), Autograd())
         assert found.grad is not None
         grads.append(found.grad)
-        costs.append((meter.cost.forwards, meter.cost.backwards))
-    assert costs == [(16, 16), (16, 16)]  # 2 candidates, 2 drawings, 2 steps, 2 branches
+        costs.append((meter.cost.forwards, meter.cost.backwards, meter.cost.images))
+    assert costs == [(16, 16, 4), (16, 16, 4)]  # 2 candidates, 2 drawings, 2 steps, 2 branches
     assert loss.forwards_per_candidate == 8
     assert torch.allclose(grads[0], grads[1], rtol=1e-2, atol=1e-4)
     assert float(grads[0].abs().sum()) > 0
@@ -172,6 +175,7 @@ def test_a_run_of_the_bundled_model_goes_on_bit_for_bit(emoji: FrozenModel, tmp_
     (run,) = (tmp_path / "cut").iterdir()
     again = resume_concept(run, model=emoji)
     assert again.cost.forwards == whole.cost.forwards == 2 * 3 * 1 * 1 * 2
+    assert again.cost.images == whole.cost.images == 2 * 3 * 1
     assert again.aside == whole.aside == (1 + 2 + 2 + 2) * 2 * 2  # e0, two looks, the report
     assert again.loss == whole.loss
     assert torch.equal(again.concept.vectors[0], whole.concept.vectors[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from tiller.terminal import clean, shown
 
 if TYPE_CHECKING:
     from tiller.concepts.learn import ConceptResult
+    from tiller.concepts.run import Progress
     from tiller.models.concepts import Concept
 
 app = typer.Typer(
@@ -94,10 +96,16 @@ def learn(
         if init is not None:
             fields = _with_init(fields, init)
         line = ConceptLine(now.console, quiet=quiet)
+
+        def watched(progress: Progress) -> None:
+            now.run_dir = progress.run_dir  # what is named where something goes wrong
+            line.update(progress)
+
         with told(now.notice):
             from tiller.concepts.learn import learn_concept, make
             from tiller.concepts.pictures import load_pictures
             from tiller.models import load_model
+            from tiller.models.concepts import check_new
 
             no_loading_bars()
             make(method, fields)  # a typing error should not cost the loading of a model
@@ -106,6 +114,8 @@ def learn(
             found = load_pictures(
                 pictures, size, crop=crop, background=background, skip_broken=skip_broken
             )
+            check_new(token, loaded.tokenizers)  # before the line that says what goes on
+            line.begin(len(found))
             result = learn_concept(
                 loaded,
                 found,
@@ -115,7 +125,7 @@ def learn(
                 budget=budget,
                 seed=seed,
                 out=out,
-                on_step=line.update,
+                on_step=watched,
                 **fields,
             )
         _finish(now, result)
@@ -150,6 +160,7 @@ def _finish(now: Session, result: ConceptResult) -> None:
         "loss": result.loss,
         "start_loss": result.start_loss,
         "cost": dataclasses.asdict(result.cost),
+        "aside": result.aside,
         "stopped": result.stopped,
         "report": str(page),
     }
@@ -198,9 +209,6 @@ def draw(
             own = dataclasses.asdict(loaded.defaults)
             sampler = dataclasses.asdict(settled(SamplerSettings, own | fields, "the sampler"))
             seeds = range(seed, seed + number)
-            drawn = run(
-                loaded, prompt, concepts=known, seeds=seeds, negative_prompt=negative, **sampler
-            )
             about = {
                 "prompt": prompt,
                 "negative_prompt": negative,
@@ -208,10 +216,18 @@ def draw(
                 **sampler,
                 "concepts": [one.token for one in known],
             }
-            files = [
-                _write(out, f"{_stem(prompt)}-{i}.png", encode_png(image, {**about, "seed": i}))
-                for i, image in zip(seeds, drawn, strict=True)
-            ]
+            files: list[Path] = []
+
+            def keep(own: int, image: Any) -> None:
+                data = encode_png(image, {**about, "seed": own})
+                files.append(_write(out, f"{_stem(prompt)}-{own}", data))
+                if number > 1:
+                    now.notice(f"{len(files)}/{number}: {shown(files[-1])}")
+
+            run(
+                loaded, prompt, concepts=known, seeds=seeds, negative_prompt=negative,
+                on_picture=keep, **sampler,
+            )  # fmt: skip
         data = {"prompt": prompt, "model": name, "images": [str(path) for path in files]}
         now.answer(data, *(clean(shown(path)) for path in files))
 
@@ -265,25 +281,36 @@ def evaluate(
         with told(now.notice):
             from tiller.concepts.metrics import evaluate as run
             from tiller.concepts.pictures import load_pictures
+            from tiller.concepts.templates import edits
+            from tiller.concepts.vocabulary import is_emoji
             from tiller.models import load_model
             from tiller.models.concept_files import read_concept
 
             no_loading_bars()
             found = read_concept(concept)
+            every: list[Concept | str] = [found, *(word or [])]
+            if any(isinstance(one, str) and not one.strip() for one in every):
+                raise InvalidInput("expected a word to compare with, got an empty --word")
             loaded = load_model(_model_of([found], model))
             size = (loaded.defaults.height, loaded.defaults.width)
             given = load_pictures(pictures or _inputs(Path(concept)), size).tensor()
-            every: list[Concept | str] = [found, *(word or [])]
+            subject = kind or found.about.get("subject", "object")
+            asked = len(every) * (1 + len(edits(subject, emoji=is_emoji(loaded))))
+            turns = iter(range(1, asked + 1))
+
+            def drawing(text: str) -> None:
+                now.notice(f"{next(turns)}/{asked}: drawing {images} of {text!r}")
+
             measured = [
                 run(
                     loaded,
                     one,
                     given,
-                    subject=kind or found.about.get("subject", "object"),
+                    subject=subject,
                     images=images,
                     seed=seed,
                     clips=clip,
-                    on_prompt=None if quiet else lambda text: now.notice(f"drawing {text}"),
+                    on_prompt=None if quiet else drawing,
                 )
                 for one in every
             ]
@@ -318,11 +345,17 @@ def _stem(prompt: str) -> str:
     return "-".join(filter(None, safe.split("-")))[:60].rstrip("-") or "picture"
 
 
-def _write(folder: Path, name: str, data: bytes) -> Path:
+def _write(folder: Path, stem: str, data: bytes) -> Path:
+    """Save a picture beside others, whose prompts may give the same name: `<duck>` and `duck`."""
     from tiller.runs.files import explained, write_atomically
 
     target = folder.expanduser().absolute()
+    file = target / f"{stem}.png"
     with explained(target, "make the folder of pictures"):
         target.mkdir(parents=True, exist_ok=True)
-    write_atomically(target / name, data, "save the picture")
-    return target / name
+        for i in count(2):
+            if not file.exists() or file.read_bytes() == data:
+                break
+            file = target / f"{stem}-{i}.png"
+    write_atomically(file, data, "save the picture")
+    return file

@@ -31,9 +31,19 @@ class ConceptLine:
         self.started = monotonic()
         self._said = float("-inf")
 
+    def begin(self, pictures: int) -> None:
+        """Say what goes on until the first round: the start is chosen by many trials."""
+        if not self.quiet:
+            self.console.print(Text(f"pictures: {pictures} · choosing where to begin"))
+
     def update(self, progress: Progress) -> None:
         """Take in one round; give this to `learn_concept` as `on_step`."""
         step, seen = progress.step, monotonic()
+        if not self.quiet and self._said < 0:
+            self.console.print(Text(f"run · {clean(shown(progress.run_dir))}"))
+        if not self.quiet and progress.drawn:
+            files = ", ".join(shown(path) for path in progress.drawn)
+            self.console.print(Text(f"drawn · {clean(files)}"))
         if self.quiet or (seen - self._said < EVERY and step.stopped is None):
             return
         self._said = seen
@@ -60,6 +70,7 @@ def summary(result: ConceptResult, page: Path) -> list[RenderableType]:
         facts.append(("loss", f"{losses}, on trials that chose nothing"))
     facts += [
         ("cost", cost_line(result.cost)),
+        ("aside", f"{result.aside:,} forwards, to choose the start and the result"),
         ("stopped", clean(result.stopped)),
         ("file", clean(shown(result.run_dir / "learned_embeds.safetensors"))),
         ("pictures", clean(", ".join(shown(path) for path in result.pictures))),

@@ -89,12 +89,18 @@ class Options:
         """
         return with_affixes(field_values(self.settings or []), self.affix or [])
 
-    def load(self) -> Any:
-        """What `tiller.api.steer` takes as its model: its name, or it loaded with its concepts."""
+    def load(self, *prompts: str) -> Any:
+        """What `tiller.api.steer` takes as its model: its name, or it loaded with its concepts.
+
+        A concept that none of the prompts names is told of.
+        """
         if not self.concept:
             return self.model
         from tiller.models import load_model
+        from tiller.models.concept_files import read_named
+        from tiller.models.concepts import notice_unnamed
 
+        notice_unnamed([read_named(one) for one in self.concept], [*prompts, self.negative])
         return load_model(self.model, concepts=self.concept)
 
     def arguments(self, *prompts: str) -> dict[str, Any]:

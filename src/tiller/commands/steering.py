@@ -71,7 +71,7 @@ def _steer(prompt: str, options: Options, method: str, seed: int, dry_run: bool)
 
             no_loading_bars()
             _check_fields(options.fields, everything)
-            return planned(options.load(), prompt, method=method, seed=seed, **arguments)
+            return planned(options.load(prompt), prompt, method=method, seed=seed, **arguments)
 
         if dry_run:
             from tiller.commands import planning
@@ -113,7 +113,7 @@ def batch(
             no_loading_bars()
             _check_fields(options.fields, steer_many)
             results = steer_many(
-                options.load(),
+                options.load(*wanted),
                 wanted,
                 seeds=range(seeds),
                 method=method,

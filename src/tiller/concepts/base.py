@@ -14,6 +14,7 @@ from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.search import Phase, SearchState
 from tiller.models.base import FrozenModel
+from tiller.models.concepts import MOST_VECTORS
 from tiller.spaces.concept import ConceptSpace
 
 AUTO, DRAWN, DENOISING = LOSSES = ("auto", "drawn", "denoising")
@@ -33,7 +34,7 @@ class ConceptMethod(ABC):
     Attributes:
         loss: denoising (the papers'), drawn (ours: quick drawings compared with the pictures by the
             CLIP), or auto: drawn for the bundled model, where the other was measured to fail.
-        sketch_steps: of the sampler for a drawing of the drawn loss.
+        sketch_steps: of the sampler for a drawing of the drawn loss; all of them if it has fewer.
         tokens: pseudo-words, 1 to 3 as a rule (the paper, section 4.3: one edits best).
         init: where the search begins: clip (the paper's cross-attention over the vocabulary), best
             (that, or one of the nearest words, whichever has the lowest loss; ours), random (a word
@@ -90,6 +91,8 @@ class ConceptMethod(ABC):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InvalidInput(f"{name} must be at least 0, got {value}")
+        if self.tokens > MOST_VECTORS:
+            raise InvalidInput(f"a word has at most {MOST_VECTORS} tokens, got {self.tokens}")
         if not 0 < self.temperature < float("inf"):
             raise InvalidInput(f"temperature must be positive and finite, got {self.temperature}")
 

@@ -6,8 +6,7 @@ draws the same picture from the same prompt and seed.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named
-from tiller.models.concepts import Concept, Vocabulary
+from tiller.models.concepts import Concept, Vocabulary, notice_unnamed
 from tiller.models.loader import load_model
-from tiller.models.pieces import Piece, brief
+from tiller.models.pieces import Piece
 from tiller.models.trajectory import Trajectory
+
+SEEDS = range(-(1 << 63), 1 << 64)
 
 
 def draw(
@@ -31,6 +32,7 @@ def draw(
     concepts: Sequence[str | Path | Concept] = (),
     seeds: Sequence[int] = (0,),
     negative_prompt: str = "",
+    on_picture: Callable[[int, Any], None] | None = None,
     **sampler: Any,
 ) -> list[Any]:
     """PIL pictures of a prompt that names concepts, one a seed.
@@ -41,10 +43,12 @@ def draw(
         concepts: files, runs' folders, `FILE=<TOKEN>`, or `Concept` objects.
         seeds: of the noises, as `torch.Generator().manual_seed` takes them.
         negative_prompt: what guidance steers away from; may name concepts too.
+        on_picture: called with a seed and its picture as soon as that is drawn.
         sampler: fields of `SamplerSettings` that differ from the model's own.
 
     Raises:
-        InvalidInput: a concept of another model, two with one token, or no such setting.
+        InvalidInput: a concept of another model, two with one token, no such setting, or a seed
+            that torch does not take.
 
     Example:
         >>> from tiller.concepts import draw
@@ -57,17 +61,30 @@ def draw(
     found = [one if isinstance(one, Concept) else read_named(one) for one in concepts]
     words = vocabulary(loaded, found)
     texts = [words.read(prompt), words.read(negative_prompt)]
-    if found and not any(not isinstance(piece, str) for piece in texts[0]):
-        named = ", ".join(concept.token for concept in found)
-        warnings.warn(
-            f"the prompt names none of {named}: {brief(prompt)!r}", TillerNotice, stacklevel=2
-        )
+    notice_unnamed(found, [prompt, negative_prompt])
     try:
         settings = replace(loaded.defaults, **sampler)
     except TypeError as error:
         raise InvalidInput(f"no such setting of the sampler: {error}") from None
+    check_seeds(seeds)
     told = told_by(loaded, texts[0], texts[1])
-    return [to_image(picture[None]) for picture in sample(loaded, told, seeds, settings)]
+    pictures = []
+    for seed in seeds:
+        pictures.append(to_image(sample(loaded, told, [seed], settings)))
+        if on_picture is not None:
+            on_picture(seed, pictures[-1])
+    return pictures
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds of pictures that `torch.Generator.manual_seed` does not take.
+
+    Raises:
+        InvalidInput: one is out of its range.
+    """
+    for seed in seeds:
+        if int(seed) not in SEEDS:
+            raise InvalidInput(f"the seed of a picture lies between -2^63 and 2^64, got {seed}")
 
 
 def vocabulary(model: FrozenModel, concepts: Sequence[Concept]) -> Vocabulary:

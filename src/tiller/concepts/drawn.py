@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tiller.concepts.objective import ConceptLoss, Sampling, dealt
+from tiller.core.budget import count
 from tiller.core.errors import InvalidInput
 from tiller.core.rng import Draw
 from tiller.models.base import Conditioning, FrozenModel
@@ -50,7 +51,7 @@ class DrawnLoss(ConceptLoss):
     the others say nothing of a place and are compared with all pictures. So the thing is learned
     and the places are not.
 
-    A round of n candidates is n draws few-step drawings, in large batches.
+    A round of n candidates is n draws few-step drawings, in large batches; each counts as an image.
 
     Args:
         model: the frozen model.
@@ -58,7 +59,7 @@ class DrawnLoss(ConceptLoss):
         pictures: [N, 3, H, W] in [0, 1], the given ones.
         templates: the sentences, each with one `{}`.
         sampling: what a round is taken over; `draws` drawings.
-        steps: of the sampler for one drawing.
+        steps: of the sampler for one drawing, at most as many as it has.
         places: how the sentences about each picture end, "" for as they are.
         rows: of one denoiser call at most; guidance takes two a drawing.
 
@@ -93,11 +94,13 @@ class DrawnLoss(ConceptLoss):
         super().__init__(model, templates, sampling, ends, rows)
         self.tower = tower
         self.path = Trajectory(model)
+        steps = min(steps, self.path.num_steps)
         self.steps = [i * self.path.num_steps // steps for i in range(steps)]
         with torch.no_grad():
             self._given = tower.embed_images(pictures.to(tower.model.device)).float()
             self._empty = model.encode_pieces([[""]], [[""]])
         self._branches = 2 if self.path.settings.guided else 1
+        self.images_per_candidate = sampling.draws
         self.forwards_per_candidate = sampling.draws * steps * self._branches
 
     def render(self, x: Vectors, draw: Draw) -> Tensor:
@@ -148,4 +151,5 @@ class DrawnLoss(ConceptLoss):
             alpha, sigma = noise_level(scheduler, self.path.timesteps[index])
             eps = eps + alpha / sigma * (x0 - found)  # so that alpha x0 + sigma eps stays as it was
             x0 = found
+        count(images=len(noise))
         return self.model.decode(x0)

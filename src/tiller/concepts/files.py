@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.concept_files import FIRST, SDXL, SECOND
+from tiller.models.concept_files import FIRST, SDXL, SECOND, located, read_concept
 from tiller.models.concepts import Concept
 from tiller.runs.files import explained, write_atomically
 
@@ -18,10 +18,14 @@ FORMATS = ("diffusers", "a1111", "comfyui")
 def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -> list[Path]:
     """Write `concept` for another program; returns the files, all in `folder`.
 
+    A file of the same word is replaced, one of another word or of anything else is not: diffusers'
+    files have one name whatever they hold.
+
     A1111 and ComfyUI call a concept by its file's name, which is the token without brackets.
 
     Raises:
-        InvalidInput: an unknown format, or three text encoders.
+        InvalidInput: an unknown format, three text encoders, or a token that diffusers misreads,
+            or something else stands where the files go.
         RunError: a file cannot be written.
 
     Example:
@@ -30,8 +34,12 @@ def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -
         >>> [path.name for path in write_concept(duck, tempfile.mkdtemp(), "a1111")]
         ['duck.safetensors']
     """
+    if to == "diffusers":
+        check_small(concept.token, len(concept))
     files = encoded(concept, to)
-    target = Path(folder).expanduser().absolute()
+    target = located(folder).absolute()
+    for name in files:
+        _check_free(target / name, concept.token)
     with explained(target, "make the concept's folder"):
         target.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -58,6 +66,37 @@ def encoded(concept: Concept, to: str) -> dict[str, bytes]:
     keys = ("emb_params",) if len(concept.vectors) == 1 else SDXL
     tensors = dict(zip(keys, concept.vectors, strict=True))
     return {f"{file_name(concept.token)}.safetensors": _saved(tensors, concept)}
+
+
+def _check_free(file: Path, token: str) -> None:
+    if not file.is_file():
+        return
+    try:
+        there = read_concept(file).token
+    except InvalidInput:
+        there = "something else"
+    if there.casefold() != token.casefold():
+        raise InvalidInput(
+            f"{file} holds {there} already, and {token} would take its place; give another folder "
+            "(--out), or move it away"
+        )
+
+
+def check_small(token: str, vectors: int) -> None:
+    """Refuse a token of several vectors with capital letters.
+
+    diffusers asks the tokenizer which tokens a prompt has and puts `<duck> <duck>_1` in the place
+    of `<duck>`; CLIP's tokenizer answers in small letters, so that of `<Duck>` only the first
+    vector would be read.
+
+    Raises:
+        InvalidInput: it has capital letters.
+    """
+    if vectors > 1 and token != token.lower():
+        raise InvalidInput(
+            f"diffusers reads all {vectors} vectors of a token in small letters only, got "
+            f"{token!r}; take --token {token.lower()!r}"
+        )
 
 
 def _saved(tensors: dict[str, Tensor], concept: Concept) -> bytes:

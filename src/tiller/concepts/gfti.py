@@ -16,7 +16,7 @@ from tiller.core.rng import keyed_generator
 from tiller.core.search import Phase, Problem, SearchState
 from tiller.core.space import starting_at
 from tiller.solvers.cma import CmaEs
-from tiller.spaces.concept import ConceptSpace, basis
+from tiller.spaces.concept import BASES, ConceptSpace, basis
 
 DIMENSIONS = 256  # the paper's, of an embedding of 768
 
@@ -70,13 +70,20 @@ class Gfti(ConceptMethod):
         self._solver()
         if self.d is not None and self.d < 1:
             raise InvalidInput(f"a subspace has at least one dimension, got d={self.d}")
+        if self.stretch is not None and not 0 < self.stretch < float("inf"):
+            raise InvalidInput(f"stretch must be positive and finite, got {self.stretch}")
+        if self.projection not in BASES:
+            raise InvalidInput(
+                f"projection must be one of {', '.join(BASES)}, got {self.projection!r}"
+            )
 
     def space(self, start: list[Tensor], words: Words, seed: int) -> tuple[ConceptSpace, Tensor]:
         """e0 + W Q, and Q = 0."""
         width = sum(table.shape[1] for table in words.tables)
         d = min(DIMENSIONS, width // 3) if self.d is None else self.d
         drawn = keyed_generator(seed, "basis")
-        own = {"stretch": self.stretch or 1.0, "spread": self.sigma0}
+        stretch = 1.0 if self.stretch is None else self.stretch
+        own = {"stretch": stretch, "spread": self.sigma0}
         most = min(width, len(words.names) - 1)  # axes that the vocabulary has
         W = basis(self.projection, words.tables, min(d, most), generator=drawn, **own)
         space = ConceptSpace(start, W, self.sigma0)
@@ -92,4 +99,5 @@ class Gfti(ConceptMethod):
         return self._solver().mean(state.solver)
 
     def _solver(self) -> CmaEs:
-        return CmaEs(sigma0=self.sigma0, popsize=self.popsize or 30, full_up_to=self.full_up_to)
+        popsize = 30 if self.popsize is None else self.popsize
+        return CmaEs(sigma0=self.sigma0, popsize=popsize, full_up_to=self.full_up_to)

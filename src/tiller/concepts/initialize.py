@@ -115,11 +115,16 @@ def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
     A word of several tokens is their mean.
 
     Raises:
-        InvalidInput: no word.
+        InvalidInput: no word, or more than there are pseudo-words.
     """
     named = phrases.split()
     if not named:
         raise InvalidInput(f"expected a word to begin with, such as bird; got {phrases!r}")
+    if len(named) > tokens:
+        raise InvalidInput(
+            f"init={phrases!r} names {len(named)} words to begin with, one a token, and {tokens=}; "
+            f"name fewer, or --set tokens={len(named)}"
+        )
     rows = [embedded(model, named[i % len(named)]) for i in range(tokens)]
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 

@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from tiller.concepts import initialize, templates
-from tiller.concepts.base import ConceptMethod
+from tiller.concepts.base import DENOISING, ConceptMethod
+from tiller.concepts.drawing import check_seeds
+from tiller.concepts.files import check_small
 from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
-from tiller.concepts.run import KIND, SPACE, ConceptRun, Material, Progress
+from tiller.concepts.run import FINALS, KIND, SPACE, ConceptRun, Material, Progress
 from tiller.concepts.vocabulary import Words, is_emoji, words_of
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
@@ -29,6 +31,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
 from tiller.models.concepts import Concept, check_new
 from tiller.models.loader import load_model
+from tiller.runs.concept_report import forwards_aside
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import RunStore, versions
 
@@ -124,11 +127,20 @@ def learn_concept(
     templates.training(subject)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise InvalidInput(f"seed must be a whole number, got {seed!r}")
+    check_seeds([seed, seed + FINALS - 1])
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     chosen = chosen.settled(loaded)
+    _check_budget(limits, chosen)
     check_new(token, loaded.tokenizers)
+    check_small(token, chosen.tokens)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
+    sizes = {item.image.size for item in found.items} - {size[::-1]}
+    if sizes:
+        raise InvalidInput(
+            f"expected pictures of {size[1]} x {size[0]} pixels, as the model draws, got "
+            f"{sorted(sizes)}; load_pictures(files, {size}) makes them so"
+        )
     _say_how_many(found)
     with metered() as meter:
         material, began = _material(loaded, chosen, found, subject, seed)
@@ -148,6 +160,8 @@ def learn_concept(
             for item, place in zip(found.items, material.places, strict=True)
         ],
         "left_out": list(found.left_out),
+        "crop": found.crop,
+        "background": found.background,
         "init": began,
         "start_forwards": meter.cost.forwards,
         "budget": str(limits),
@@ -186,6 +200,8 @@ def resume_concept(
     spec = store.spec
     if spec.get("kind") != KIND:
         raise RunError(f"{store.path} is no run that learns a concept; `tiller resume` knows it")
+    if not (store.path / SPACE).is_file():  # it is written last, before the search begins
+        raise RunError(f"{store.path} was cut off before its search began; learn it again")
     if model is None and spec["model"] is None:
         raise RunError(f"{store.path} was made with a pipeline object; pass it: model=...")
     loaded = model or load_model(spec["model"], **spec["model_options"])
@@ -202,6 +218,9 @@ def resume_concept(
             stacklevel=2,
         )
     chosen = make(spec["method"]["name"], spec["method"]["settings"])
+    limits = Budget.parse(budget) if isinstance(budget, str) else budget
+    if limits is not None:
+        _check_budget(limits, chosen)
     names = range(1, len(spec["pictures"]) + 1)
     images = [store.load_image(f"input-{i:02d}")[0] for i in names]
     latents = _latents(loaded, chosen, images)
@@ -210,8 +229,8 @@ def resume_concept(
     pixels = torch.stack([to_tensor(image) for image in images])
     material = Material.load(store.path / SPACE, pixels, latents, said, places)
     with store:
-        if budget is not None:
-            store.set_budget(str(Budget.parse(budget) if isinstance(budget, str) else budget))
+        if limits is not None:
+            store.set_budget(str(limits))
     ConceptRun(store.spec, loaded, chosen, material, store).go(on_step)
     return open_concept(store.path)
 
@@ -234,8 +253,7 @@ def open_concept(run_dir: str | Path) -> ConceptResult:
         prompt=record.prompt,
         stopped=record.stopped or "not finished",
         cost=_cost(record),
-        aside=int(record.spec.get("start_forwards", 0))
-        + sum(int(entry.get("forwards", 0)) for entry in record.entries),
+        aside=forwards_aside(record),
         start_loss=losses.get("start"),
         loss=losses.get("learned"),
         pictures=tuple(record.path / name for name in lines[-1]["samples"]),
@@ -340,6 +358,15 @@ def _latents(model: FrozenModel, method: ConceptMethod, images: Sequence[Image.I
 
 def _about(item: Any) -> dict[str, Any]:
     return {"name": item.name, "size": list(item.size), "notes": list(item.notes)}
+
+
+def _check_budget(limits: Budget, method: ConceptMethod) -> None:
+    """Refuse a limit that this search never reaches."""
+    if limits.images is not None and method.loss == DENOISING:
+        raise InvalidInput(
+            f"the denoising loss draws no images, so images={limits.images} would never end the "
+            "search; expected a budget of steps, forwards or seconds"
+        )
 
 
 def _say_how_many(pictures: Pictures) -> None:

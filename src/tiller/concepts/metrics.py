@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiller.concepts import templates
-from tiller.concepts.drawing import sample, told_by, vocabulary
+from tiller.concepts.drawing import check_seeds, sample, told_by, vocabulary
 from tiller.concepts.vocabulary import is_emoji
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import Conditioning, FrozenModel
 from tiller.models.concepts import Concept
 from tiller.models.pieces import Piece
-from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
+from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, Tower, tower_for
 
 BATCH, ACCELERATED = 16, 256  # pictures drawn at once, on a CPU and elsewhere
 
@@ -134,7 +134,10 @@ def evaluate(
             "--clip openai/clip-vit-base-patch32"
         )
     named, read = _reader(model, concept)
+    on_device = torch.zeros(1, device=model.device)
+    towers = {source: tower_for(source, on_device) for source in sources}  # before minutes of work
     seeds = range(seed, seed + images)
+    check_seeds([seeds[0], seeds[-1]])
 
     edits = templates.edits(subject, emoji=emoji)
     asked = [templates.training(subject, emoji=emoji)[0], *(template for template, _ in edits)]
@@ -153,7 +156,7 @@ def evaluate(
     return Measured(
         token=named,
         images=images,
-        clips={source: _seen(source, pictures, plain, edited, said) for source in sources},
+        clips={name: _seen(tower, pictures, plain, edited, said) for name, tower in towers.items()},
         judge=_judged(pictures, plain, edited, said, subject) if emoji else None,
     )
 
@@ -175,9 +178,8 @@ def _several(asked: Sequence[str], count: int) -> list[Sequence[str]]:
 
 @torch.no_grad()
 def _seen(
-    source: str, given: Tensor, plain: Tensor, edited: Sequence[Tensor], said: Sequence[str]
+    tower: Tower, given: Tensor, plain: Tensor, edited: Sequence[Tensor], said: Sequence[str]
 ) -> Seen:
-    tower = tower_for(source, plain)
     own, wanted = tower.embed_images(plain), tower.embed_images(given.to(plain))
     words = tower.embed_texts(list(said))
     found = {}

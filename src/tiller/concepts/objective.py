@@ -96,6 +96,7 @@ class ConceptLoss(Objective[Vectors, Tensor]):
     """
 
     differentiable = True
+    images_per_candidate = 0
 
     def __init__(
         self,

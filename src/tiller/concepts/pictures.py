@@ -18,12 +18,14 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.models.concept_files import located
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MOST_PIXELS = 100_000_000  # 10,000 x 10,000; more is hardly a photo, and fills the memory
 SMALLEST = 16  # pixels of a side; less shows nothing
 CROPS = ("centre", "pad")
 _PEEK = {b"%PDF": "a PDF", b"<svg": "an SVG", b"<?xm": "XML", b"PK\x03\x04": "a zip archive"}
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 Given = str | Path | Image.Image
 
@@ -52,10 +54,14 @@ class Pictures:
     Attributes:
         items: the pictures.
         left_out: what could not be used, a sentence each, where that was allowed.
+        crop: as `load_pictures` was told.
+        background: likewise.
     """
 
     items: tuple[Picture, ...]
     left_out: tuple[str, ...] = ()
+    crop: str = CROPS[0]
+    background: str = "white"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -107,7 +113,7 @@ def load_pictures(
     found: list[Picture] = []
     broken: list[str] = []
     for i, one in enumerate(given):
-        name = f"picture {i + 1}" if isinstance(one, Image.Image) else Path(one).name
+        name = f"picture {i + 1}" if isinstance(one, Image.Image) else _name(Path(one))
         try:
             found.append(_picture(one, name, size, crop, colour))
         except InvalidInput as error:
@@ -118,7 +124,7 @@ def load_pictures(
         raise InvalidInput(which + "; ".join(broken) + remedy)
     if not found:
         raise InvalidInput("expected 3 to 5 pictures of one thing or one style, got none")
-    return Pictures(tuple(found), tuple(broken))
+    return Pictures(tuple(found), tuple(broken), crop, background)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -130,7 +136,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 def _picture(
     one: Given, name: str, size: tuple[int, int], crop: str, colour: tuple[int, ...]
 ) -> Picture:
-    image = one if isinstance(one, Image.Image) else _opened(Path(one).expanduser())
+    image = one if isinstance(one, Image.Image) else _opened(located(one))
     if min(image.size) < SMALLEST:
         raise InvalidInput(f"is {image.width} x {image.height}, expected {SMALLEST} pixels a side")
     notes: list[str] = []
@@ -148,7 +154,7 @@ def _picture(
 def _opened(path: Path) -> Image.Image:
     """The picture in a file, its pixels not read yet."""
     if path.is_dir():
-        raise InvalidInput(f"is a folder; name the pictures in it: {path.name}/*.png")
+        raise InvalidInput(f"is a folder; name the pictures in it: {_name(path)}/*.png")
     if not path.is_file():
         raise InvalidInput("there is no such file")
     try:
@@ -166,14 +172,24 @@ def _opened(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise InvalidInput(_too_large("")) from None
     except UnidentifiedImageError:
-        what = _PEEK.get(data[:4], "something else")
         kinds = ", ".join(("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"))
-        raise InvalidInput(f"is {what}, expected a picture ({kinds}, ...)") from None
+        raise InvalidInput(f"is {_what(data)}, expected a picture ({kinds}, ...)") from None
     except Exception as error:  # a damaged picture may fail anywhere in its decoder
         raise InvalidInput(f"is damaged ({_first(error)})") from error
     if image.width * image.height > MOST_PIXELS:
         raise InvalidInput(_too_large(f"is {image.width:,} x {image.height:,} pixels, "))
     return image
+
+
+def _what(data: bytes) -> str:
+    """What a file is that is no picture we read."""
+    if data[4:8] == b"ftyp":
+        return "a HEIC photo" if data[8:12] in _HEIC else "a video"
+    return _PEEK.get(data[:4], "something else")
+
+
+def _name(path: Path) -> str:
+    return path.name or str(path)
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

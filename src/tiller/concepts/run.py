@@ -53,6 +53,7 @@ class Progress:
         budget: the run's.
         run_dir: its folder.
         method: its name.
+        drawn: the round's sample drawings, files.
     """
 
     step: Step
@@ -61,6 +62,7 @@ class Progress:
     budget: Budget
     run_dir: Path
     method: str
+    drawn: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class ConceptRun:
         self._watch: Watch | None = None
         self._look: Look | None = None
         self._looked = 0  # forwards of the latest look
+        self._drawn: list[str] = []  # what the latest round drew
         self._start = float("nan")
 
     def go(self, on_step: Callable[[Progress], None] | None = None) -> None:
@@ -184,8 +187,9 @@ class ConceptRun:
         def shown(step: Step) -> None:
             if on_step is not None:
                 name, best = self.spec["method"]["name"], self._watching().best
-                progress = Progress(step, self._start, best, self.budget, self.store.path, name)
-                on_step(progress)
+                drawn = tuple(self.store.path / file for file in self._drawn)
+                found = (step, self._start, best, self.budget, self.store.path, name, drawn)
+                on_step(Progress(*found))
 
         phases = self.method.build(self.material.space, self.material.z, self.objective)
         learned = learn(
@@ -239,8 +243,9 @@ class ConceptRun:
             if look.kept:
                 self._keep(look.z, step.index)
         every = self.method.preview_every
+        self._drawn = []
         if every and step.index % every == 0:
-            names = self._draw(f"sample-{step.index:04d}", PREVIEWS)
+            names = self._drawn = self._draw(f"sample-{step.index:04d}", PREVIEWS)
             line |= {"image": names[0], "samples": names}
         return line
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tiller.concepts.objective import ConceptLoss
+from tiller.core.errors import RewardError
 from tiller.core.rng import Draw
 from tiller.spaces.concept import ConceptSpace, Vectors
 
@@ -78,6 +79,11 @@ class Watch:
     @torch.no_grad()
     def _losses(self, x: Vectors, round_: int) -> list[float]:
         found = self.objective.render(x, Draw(self.seed, round_))
+        if not bool(torch.isfinite(found).all()):
+            raise RewardError(
+                "the loss of the word must be finite, got NaN or infinity; load the model in "
+                'float32 (dtype="float32"), half precision overflows'
+            )
         return [float(loss) for loss in found.double().mean(dim=1)]
 
     def plateau(self) -> str | None:

@@ -196,6 +196,7 @@ class FrozenModel(ABC):
             consistency models), so that there is no unconditional branch.
         masks_tokens: whether `denoise` takes a token mask, so that prompts of several lengths can
             be drawn as one batch.
+        taught: whether it reads learned words, which a plain pipeline of diffusers does not know.
         replays: recordings of `denoise`, where it depends on its arguments alone and on a GPU;
             see `models.replay`.
     """
@@ -212,6 +213,7 @@ class FrozenModel(ABC):
     pipeline_class: str = ""
     guidance_input: bool = False
     masks_tokens: bool = False
+    taught: bool = False
     replays: Replays | None = None
 
     @abstractmethod

@@ -6,6 +6,7 @@ How they are learned is `tiller.concepts`' business, how they are kept in files 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiller.core.errors import InvalidInput
-from tiller.models.pieces import Piece, Tokens
+from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.models.pieces import Piece, Tokens, brief
 
 MOST_VECTORS = 64  # of one concept: prompts have 75 places
 LONGEST = 64  # characters of a token
@@ -167,6 +168,18 @@ class Vocabulary:
             elif part.strip() or len(self.concepts) == 0:
                 pieces.append(part.strip() if self.concepts else part)
         return pieces or [""]
+
+
+def notice_unnamed(concepts: Sequence[Concept], texts: Sequence[str]) -> None:
+    """Say which concepts none of the texts names: they change nothing."""
+    every = {one.token: _pattern([one.token]) for one in concepts}
+    missing = [name for name, own in every.items() if not any(map(own.search, texts))]
+    if missing:
+        warnings.warn(
+            f"the prompt names none of {', '.join(missing)}: {brief(texts[0])!r}",
+            TillerNotice,
+            stacklevel=3,
+        )
 
 
 def _pattern(tokens: Sequence[str]) -> re.Pattern[str]:

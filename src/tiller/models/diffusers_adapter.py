@@ -114,6 +114,7 @@ class LatentDiffusion(FrozenModel):
         self._zero_without_words = False
         widths = [table.shape[1] for table in self.token_embeddings]
         self.concepts = Vocabulary(concepts, self.tokenizers, widths)
+        self.taught = len(self.concepts) > 0
         self._encodings: OrderedDict[str, Encoding] = OrderedDict()
 
     def encode(

@@ -57,13 +57,17 @@ def concept_page(record: Record) -> str:
         left_out=spec.get("left_out") or [],
         drawn=_drawn(record),
         finals=[thumbnail(path) for path in _files(record, result)],
+        lowered=str(record.fields.get("loss") or "denoising"),
         losses={name: number(float(loss)) for name, loss in losses.items()},
         better=bool(losses) and losses["learned"] < losses["start"],
         began=", ".join(spec.get("init") or []) or "a random word",
         charts=charts(panels, "losses", "rounds") if panels else None,
         stopped=ending(record),
         error=record.error,
-        costs=costs_of(record.last.get("cost") or {}),
+        costs=[
+            *costs_of(record.last.get("cost") or {}),
+            ("Forwards aside", f"{forwards_aside(record):,}"),
+        ],
         command=shlex.join(_command(record)),
         settings=_settings(record),
         remarks=record.remarks,
@@ -72,6 +76,12 @@ def concept_page(record: Record) -> str:
         created=record.created,
         versions=", ".join(f"{k} {v}" for k, v in (spec.get("versions") or {}).items()),
     )
+
+
+def forwards_aside(record: Record) -> int:
+    """Forwards that the budget does not count: the choice of the start, the looks, the losses."""
+    looks = sum(int(entry.get("forwards", 0)) for entry in record.entries)
+    return int(record.spec.get("start_forwards", 0)) + looks
 
 
 def _given(record: Record) -> list[GivenView]:
@@ -132,6 +142,9 @@ def _command(record: Record) -> list[str]:
     words = ["tiller", "concept", "learn", *(str(item["name"]) for item in spec["pictures"])]
     words += ["--token", str(spec["token"]), "--kind", str(spec["subject"])]
     words += ["--method", record.method, "--seed", str(spec["seed"])]
+    for name, usual in (("crop", "centre"), ("background", "white")):
+        if spec.get(name, usual) != usual:
+            words += [f"--{name}", str(spec[name])]
     words += ["--model", str(spec["model"])] if spec.get("model") else []
     words += ["--budget", str(spec["budget"])]
     for name, value in record.fields.items():
@@ -145,6 +158,8 @@ def _settings(record: Record) -> list[tuple[str, str]]:
     rows = [
         ("token", spec["token"]),
         ("kind", spec["subject"]),
+        ("crop", spec.get("crop")),
+        ("background", spec.get("background")),
         ("model", spec.get("model")),
         ("method", record.method),
         *((f"method: {name}", value) for name, value in record.fields.items()),

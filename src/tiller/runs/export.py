@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiller.core.errors import InvalidInput, RunError
+from tiller.runs.concept_report import CONCEPT
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import BEST
@@ -57,6 +58,12 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         RunError: the run cannot be read, or the export not written.
     """
     record = read_run(run_dir)
+    if record.spec.get("kind") == CONCEPT and to not in available(record):
+        raise InvalidInput(
+            f"cannot export to {to!r}: the run learned a concept, which `tiller concept convert "
+            f"RUN --to diffusers` (or a1111, comfyui) writes. This run has: "
+            f"{', '.join(available(record))}"
+        )
     if to not in available(record) and (to not in FORMATS or to == "diffusers"):
         raise InvalidInput(
             f"cannot export to {to!r}: {_missing(record, to)}. This run has: "

@@ -31,7 +31,7 @@ def write_report(
         The page's path.
 
     Raises:
-        InvalidInput: no run was given.
+        InvalidInput: no run was given, or several of which one learned a concept.
         RunError: a run cannot be read, or the page not written.
     """
     folders = [run_dirs] if isinstance(run_dirs, (str, Path)) else list(run_dirs)
@@ -42,6 +42,11 @@ def write_report(
         target = records[0].path / "report.html"
         page = _report(records[0])
     else:
+        if words := [r.path.name for r in records if r.spec.get("kind") == CONCEPT]:
+            raise InvalidInput(
+                f"a page of several runs compares pictures that were steered, and {words[0]} "
+                "learned a concept; give it alone, or compare with `tiller concept evaluate`"
+            )
         target = records[0].path.parent / "comparison.html"
         page = _comparison(records)
     target = target if path is None else Path(path).absolute()
