@@ -132,6 +132,11 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert "cannot load the model in" in message(tmp_path)
 
 
+def test_a_name_that_names_nothing() -> None:
+    assert message(" ").startswith("expected a model:")
+    assert "cannot look for '~nobody-of-that-name/sd'" in message("~nobody-of-that-name/sd")
+
+
 @pytest.mark.parametrize("index", ["{}", "[]", '{"_class_name": 3}'])
 def test_an_index_that_names_no_pipeline(index: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(index)

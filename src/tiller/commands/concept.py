@@ -347,9 +347,10 @@ def _stem(prompt: str) -> str:
 
 def _write(folder: Path, stem: str, data: bytes) -> Path:
     """Save a picture beside others, whose prompts may give the same name: `<duck>` and `duck`."""
+    from tiller.core.paths import located
     from tiller.runs.files import explained, write_atomically
 
-    target = folder.expanduser().absolute()
+    target = located(folder).absolute()
     file = target / f"{stem}.png"
     with explained(target, "make the folder of pictures"):
         target.mkdir(parents=True, exist_ok=True)

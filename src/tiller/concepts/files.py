@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.concept_files import FIRST, SDXL, SECOND, located, read_concept
+from tiller.core.paths import located
+from tiller.models.concept_files import FIRST, SDXL, SECOND, read_concept
 from tiller.models.concepts import Concept
 from tiller.runs.files import explained, write_atomically
 

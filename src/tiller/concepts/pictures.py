@@ -18,7 +18,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
-from tiller.models.concept_files import located
+from tiller.core.paths import located
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MOST_PIXELS = 100_000_000  # 10,000 x 10,000; more is hardly a photo, and fills the memory

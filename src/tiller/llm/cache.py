@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tiller.core.errors import TillerNotice
+from tiller.core.paths import located
 from tiller.llm.base import Reply
 
 
@@ -25,7 +26,7 @@ def default_folder() -> Path:
     """`$TILLER_CACHE/llm`; without that variable `~/.cache/tiller/llm` (`$XDG_CACHE_HOME`)."""
     own = os.environ.get("TILLER_CACHE")
     if own:
-        return Path(own).expanduser() / "llm"
+        return located(own) / "llm"
     shared = os.environ.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path.home() / ".cache") / "tiller" / "llm"
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
+from tiller.core.paths import located
 from tiller.core.search import Phase
 from tiller.methods._rewrites import Rewrites
 from tiller.methods.base import Task
@@ -116,8 +117,9 @@ def _load(name: str, tokenizer: str) -> _Rewriter:
     Raises:
         InvalidInput: it is not there, not safetensors, or no causal language model.
     """
-    local = Path(name).expanduser().is_dir()
-    source = str(Path(name).expanduser()) if local else name
+    folder = located(name)
+    local = folder.is_dir()
+    source = str(folder) if local else name
     with quietly():
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.core.paths import located
 from tiller.models.concepts import Concept
 from tiller.models.pickled_tensors import MOST_BYTES, read_pickled
-from tiller.models.pieces import brief
 
 FIRST, SECOND = "learned_embeds.safetensors", "learned_embeds_2.safetensors"
 PICKLED = (".pt", ".bin")
@@ -83,21 +83,6 @@ def split_named(spec: str) -> tuple[Path, str | None]:
         return located(spec), None
     whole = located(spec)
     return (whole, None) if whole.exists() else (located(file), token)
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """`path`, the home folder in the place of `~`, where the system can look for it.
-
-    Raises:
-        InvalidInput: it is too long, in a folder that may not be entered, or an unknown user's.
-    """
-    try:
-        found = Path(path).expanduser()
-        found.exists()
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidInput(f"cannot look for {brief(str(path))!r}: {reason}") from None
-    return found
 
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:

@@ -23,6 +23,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from tiller.core.errors import InvalidInput, TillerError
+from tiller.core.paths import located
 from tiller.core.settings import meant
 from tiller.models.base import FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named, split_named
@@ -102,7 +103,11 @@ def load_model(
     if not isinstance(spec, (str, os.PathLike)):
         return _from_object(spec, wanted, device, scheduler, words)
     name = os.fspath(spec)
-    path = BUNDLED.get(name, Path(name).expanduser())
+    if not name.strip():
+        raise InvalidInput(
+            'expected a model: "emoji", a folder, a .safetensors file or a hub id, got ""'
+        )
+    path = BUNDLED.get(name) or located(name)
     options: dict[str, Any] = {"dtype": wanted or torch.float32}
     defaults: dict[str, Any] = {}
     with _one_line(name):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput
+from tiller.core.paths import located
 from tiller.core.settings import meant
 from tiller.rewards._callable import PROMPTS, CallableReward, probe, wrap
 from tiller.rewards._compose import Part, RewardSum, checked
@@ -166,7 +166,7 @@ def _from_file(match: re.Match[str], context: _Context) -> Part:
         if number is None:
             raise InvalidInput(f"the weight in {text!r} must be a number")
         weight = number
-    path = Path(match["path"]).expanduser().absolute()
+    path = located(match["path"]).absolute()
     found = load_function(path, function)
     label = f"{path.name}:{function}"
     if isinstance(found, type) and issubclass(found, Reward):
