@@ -92,14 +92,19 @@ def _affix(
             f"{path} is not an affix, it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}; "
             "expected what `tiller affix train` writes"
         )
-    if int(about.get("format", 0)) > FORMAT:
+    if about.get("format") not in range(1, FORMAT + 1):
         raise InvalidInput(
-            f"{path} was written by a newer tiller (format {about['format']}, this version reads "
-            f"up to {FORMAT}); upgrade tiller"
+            f"{path} was written by a newer tiller (format {about.get('format')}, this version "
+            f"reads up to {FORMAT}); upgrade tiller"
         )
     prefix, suffix = (tensors[name] for name in TENSORS)
-    if _digest(tensors) != about.get("digest") or prefix.shape[1] != suffix.shape[1]:
-        raise InvalidInput(f"{path} was altered: its tokens are not those that were saved")
+    if not _alike(prefix, suffix) or _digest(tensors) != about.get("digest"):
+        raise InvalidInput(
+            f"{path} was altered: its tokens are not those that were saved; train it again, or "
+            "take the file as `tiller affix train` wrote it"
+        )
+    if not all(bool(side.isfinite().all()) for side in (prefix, suffix)):
+        raise InvalidInput(f"{path} holds tokens that are not finite; train it again, with less lr")
     return SavedAffix(Affix(prefix[None], suffix[None], about.get("anchored") is True), about)
 
 
@@ -172,6 +177,12 @@ def parse_affixes(spec: str) -> list[tuple[str, float]]:
 def affix_digests(spec: str) -> list[str]:
     """What tells the contents of the files apart, for a run's settings."""
     return [str(read_affix(path).about["digest"]) for path, _ in parse_affixes(spec)]
+
+
+def _alike(prefix: Tensor, suffix: Tensor) -> bool:
+    """Whether both have the shape and the precision that are saved."""
+    flat = all(side.ndim == 2 and side.dtype == torch.float32 for side in (prefix, suffix))
+    return flat and prefix.shape[1] == suffix.shape[1]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
