@@ -58,14 +58,16 @@ class Unseen:
     Attributes:
         trajectory: the sampler.
         prompts: the prompts.
-        rewards: what is asked about the pictures.
+        reward: what was raised; of a sum the parts are reported, and the sum itself.
         seed: the run's; each prompt has a noise of its own.
+        held_out: what else is asked about the pictures.
     """
 
     trajectory: Trajectory
     prompts: PromptSet
-    rewards: Sequence[RewardSum]
+    reward: RewardSum
     seed: int
+    held_out: RewardSum | None = None
 
     @torch.no_grad()
     def pictures(self, affix: Affix | None) -> Tensor:
@@ -85,11 +87,13 @@ class Unseen:
     @torch.no_grad()
     def scores(self, pictures: Tensor) -> Scores:
         """What every reward says of each picture."""
-        found: Scores = {}
-        for reward in self.rewards:
-            parts = reward.parts_scores(pictures, self.prompts.texts)
-            found.update({name: [float(v) for v in values] for name, values in parts.items()})
-        return found
+        texts, found = self.prompts.texts, {}
+        if self.held_out is not None:
+            found = self.held_out.parts_scores(pictures, texts)
+        parts = self.reward.parts_scores(pictures, texts)
+        total = {self.reward.name: self.reward.total(parts)} if len(parts) > 1 else {}
+        found |= {**parts, **total}
+        return {name: [float(value) for value in values] for name, values in found.items()}
 
 
 def compared(
