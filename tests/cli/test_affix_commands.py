@@ -87,7 +87,20 @@ def test_people_get_a_table_and_the_next_command(
     assert ended.code == 0, ended.err
     for text in ("brightness", "gain", "--affix", "budget: steps=6"):
         assert text in ended.out
-    assert "step 6" in ended.err
+    assert "drawing 1 unseen prompts" in ended.err
+    assert "step 6/6" in ended.err
+    assert ", about " in ended.err
+
+
+def test_every_held_out_reward_is_looked_at_and_few_prompts_are_a_word_worth(
+    tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    arguments = train(tmp_path, model, "--held-out", "jpeg", "--epochs", "1", "--json")
+    ended = tiller(*arguments)
+    assert json.loads(ended.out)["scores"].keys() == {"brightness", "darkness", "jpeg"}
+    assert "1 of 5 prompts held back" in ended.err
+    none = tiller(*arguments, "--hold-out", "0")
+    assert "held back" not in none.err, "that was asked for"
 
 
 def test_any_method_draws_within_the_affix_and_its_script_redraws_it(
@@ -158,9 +171,15 @@ def test_the_exported_script_draws_any_prompt_with_the_affix(
         (["affix", "export", "a.safetensors", "--to", "webui"], "unknown target"),
         (["affix", "train", "none.txt"], "cannot read the prompts"),
         (["affix", "train", "prompts.txt", "--set", "lr=-1"], "lr must be positive"),
+        (["affix", "train", "prompts.txt", "--set", "patience=2"], "got patience=2; leave it out"),
+        (["affix", "train", "prompts.txt", "--held-out", "clip"], "clip cannot be held out"),
+        (["affix", "train", "prompts.txt", "--out", "."], "is a folder, expected a file"),
     ],
-    ids=["missing", "text", "zero", "comma", "a1111", "comfyui", "webui", "prompts", "lr"],
-)
+    ids=[
+        "missing", "text", "zero", "comma", "a1111", "comfyui", "webui", "prompts", "lr",
+        "patience", "held-out", "out",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(
     arguments: list[str],
     says: str,
