@@ -334,6 +334,7 @@ class Training:
             "steps": learned.state.round,
             "images": learned.cost.images,
             "method": self.spec["method"],
+            "sampler": self.spec["sampler"],
             "versions": self.spec["versions"],
         }
         write_atomically(file, encode_affix(affix, self.model, about), "save the affix")

@@ -1,7 +1,8 @@
 """Affix files: the tokens of a prefix and a suffix as safetensors, with where they come from.
 
 `prefix` [M, d] and `suffix` [M, d] float32, and the metadata `tiller`, a JSON object: kind, format,
-width, anchored, model, model_fingerprint, digest, and whatever its maker says of the training.
+width, anchored, model (and its source, pipeline and dtype, to load it by), model_fingerprint,
+digest, and whatever its maker says of the training.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
         "width": affix.prefix.shape[2],
         "anchored": affix.anchored,
         "model": model.name,
+        "model_source": model.source,
         "model_fingerprint": model.fingerprint(),
+        "pipeline": model.pipeline_class,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "digest": _digest(tensors),
     }
     return save(tensors, {"tiller": json.dumps({**about, **own}, sort_keys=True)})
