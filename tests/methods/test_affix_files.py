@@ -184,5 +184,5 @@ def test_a_run_goes_on_within_the_same_tokens_only(
     more = tiller.resume(result.run_dir, model=model, budget="steps=2")
     assert more.cost.steps == 2
     file.write_bytes(encode_affix(affix.times(2.0), model, {}))
-    with pytest.raises(RunError, match="within other affixes than"):
+    with pytest.raises(RunError, match="began with other affixes than"):
         tiller.resume(result.run_dir, model=model, budget="steps=3")
