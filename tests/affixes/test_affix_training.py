@@ -28,6 +28,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.trajectory import Gradient, SamplerSettings, Trajectory
 from tiller.rewards import make_reward
 from tiller.runs.store import RunStore
+from tiller.runs.templating import changed
 from tiller.spaces.affixes import Affixes
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import save_fake_pipeline
@@ -218,6 +219,15 @@ def test_training_raises_the_reward_of_prompts_that_it_never_saw(
     for text in ("One prefix and suffix for 5 prompts", "2 prompts that it did not", "darkness"):
         assert text in page
     assert page.count("data:image") == 2
+    before, after = (
+        line["each"]["brightness"]
+        for line in RunStore.open(trained.run_dir).entries()
+        if "each" in line
+    )
+    for text, low, high in zip(UNSEEN, before, after, strict=True):
+        assert f"<td>{text}</td>" in page, "which picture is of which prompt"
+        assert changed(high - low) in page
+    assert "tiller steer" not in page, "no command made this one"
     assert 'src="http' not in page
 
 

@@ -13,6 +13,7 @@ from tiller.affixes.objective import PromptSet, drawn_together
 from tiller.core.rng import keyed_generator
 from tiller.models.trajectory import Trajectory
 from tiller.rewards import RewardSum
+from tiller.runs.affix_report import SHEET
 from tiller.spaces.affixes import Affix
 from tiller.tasks.statistics import Estimated, estimated, wins
 
@@ -108,7 +109,7 @@ def means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
-def sheet(pictures: Tensor, most: int = 16) -> Tensor:
+def sheet(pictures: Tensor, most: int = SHEET) -> Tensor:
     """The first pictures of [m, 3, H, W] in rows of four, as one picture, white where none."""
     shown = pictures[:most]
     columns = min(4, len(shown))
