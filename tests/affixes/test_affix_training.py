@@ -190,6 +190,7 @@ def test_a_training_that_is_killed_goes_on_bit_by_bit(model: FrozenModel, tmp_pa
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     (folder,) = (path.parent for path in (tmp_path / "b").glob("*/run.json"))
+    assert read_affix(tmp_path / "a.safetensors").about["model"] == model.source
     steps = [line for line in RunStore.open(folder).entries() if line["kind"] == "step"]
     assert 0 < len(steps) < 12, "the kill must hit a run under way"
     resumed = resume_training(folder, model=model)

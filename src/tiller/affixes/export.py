@@ -38,7 +38,7 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
     if to not in FORMATS:
         raise InvalidInput(f"unknown target {to!r}; an affix exports to {', '.join(FORMATS)}")
     about = saved.about
-    source = str(about.get("model_source") or about.get("model") or "")
+    source = str(about.get("model_source", about.get("model")) or "")
     sampler = about.get("sampler") or {}
     script = rendered(
         "affix.py.j2",

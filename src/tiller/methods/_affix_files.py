@@ -52,7 +52,7 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
         "format": FORMAT,
         "width": affix.prefix.shape[2],
         "anchored": affix.anchored,
-        "model": model.name,
+        "model": model.source or model.name,
         "model_source": model.source,
         "model_fingerprint": model.fingerprint(),
         "pipeline": model.pipeline_class,

@@ -74,6 +74,11 @@ class AffixMethod(Method):
             raise InvalidInput(
                 f"shrink must be positive and finite, or none; got shrink={self.shrink}"
             )
+        if not 0 < self.decay <= 1 or self.decay_every < 1:
+            raise InvalidInput(
+                "expected 0 < decay <= 1 (1 for a constant lr) and decay_every >= 1, got "
+                f"decay={self.decay:g} and decay_every={self.decay_every}"
+            )
         if self.anchor not in ANCHORS:
             raise InvalidInput(f"anchor must be {' or '.join(ANCHORS)}, got {self.anchor!r}")
 

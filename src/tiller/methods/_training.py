@@ -358,7 +358,7 @@ def lines_of(path: str) -> Sequence[str]:
         InvalidInput: it cannot be read, or has none.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InvalidInput(f"cannot read the prompts in {path!r}: {reason}") from None
