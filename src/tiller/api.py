@@ -279,6 +279,13 @@ def _planned(
     return runs
 
 
+_LEARNED = {
+    "affix": "an affix; continue it with tiller.affixes.training.resume_training",
+    "concept": "a concept; continue it with tiller.concepts.learn.resume_concept",
+}
+"""Kinds of runs that steer no picture, and what continues them."""
+
+
 def resume(
     run_dir: str | Path,
     *,
@@ -301,6 +308,8 @@ def resume(
     with RunStore.open(run_dir) as store:
         wanted = Budget.parse(budget) if isinstance(budget, str) else budget
         spec = store.spec
+        if (kind := spec.get("kind")) in _LEARNED:
+            raise RunError(f"{run_dir} learned {_LEARNED[kind]}(run), as `tiller resume` does")
         if model is None and spec["model"] is None:
             raise RunError(
                 f"{run_dir} was made with a pipeline object; pass it: resume(run, model=...)"

@@ -385,6 +385,10 @@ def test_other_runs_and_other_weights_are_refused(model: FrozenModel, tmp_path: 
     with pytest.raises(RunError, match="no training of an affix"):
         resume_training(store.path)
     trained = train(model, replace(PLAN, epochs=1), tmp_path / "a", out=tmp_path)
+    journal = (trained.run_dir / "journal.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"learned an affix; continue it with .*resume_training"):
+        tiller.resume(trained.run_dir, model=model)
+    assert (trained.run_dir / "journal.jsonl").read_bytes() == journal, "it is left as it was"
     other = tiller.load_model(save_fake_pipeline(tmp_path / "other", seed=1))
     with pytest.raises(RunError, match="other weights"):
         resume_training(trained.run_dir, model=other)
