@@ -51,7 +51,7 @@ class Course:
     """The measurement: unseen prompts, and their rewards as the training goes."""
 
     def __init__(self, method: Ipgo, model: FrozenModel, reward: RewardSum, prompts: list[str]):
-        self.watch = Unseen(method.trajectory(model), PromptSet(model, prompts, ""), [reward], 0)
+        self.watch = Unseen(method.trajectory(model), PromptSet(model, prompts, ""), reward, 0)
         self.points: Curve = []
         self.final: list[float] = []
         self.before = self.look(self.watch.pictures(None))

@@ -14,7 +14,6 @@ from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.driver import Picture, Run, drive, picture_of
 from tiller.driver import Progress as Progress
-from tiller.methods._affix_files import affix_digests
 from tiller.methods._catalog import make_method
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
@@ -274,8 +273,7 @@ def _planned(
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
         "versions": versions(),
     }
-    if chosen.affix:
-        common["affixes"] = affix_digests(chosen.affix)
+    common |= chosen.contents()
     reported = make_reward(watched)
     runs = []
     for prompt, seed in wanted:
@@ -287,6 +285,13 @@ def _planned(
         runs.append(dataclasses.replace(run, spent=Cost(tokens=meter.cost.tokens)))
     runs[0].phases[0].build(None)  # refuses what cannot work before there is a folder
     return runs
+
+
+_LEARNED = {
+    "affix": "an affix; continue it with tiller.affixes.training.resume_training",
+    "concept": "a concept; continue it with tiller.concepts.learn.resume_concept",
+}
+"""Kinds of runs that steer no picture, and what continues them."""
 
 
 def resume(
@@ -311,6 +316,8 @@ def resume(
     with RunStore.open(run_dir) as store:
         wanted = Budget.parse(budget) if isinstance(budget, str) else budget
         spec = store.spec
+        if (kind := spec.get("kind")) in _LEARNED:
+            raise RunError(f"{run_dir} learned {_LEARNED[kind]}(run), as `tiller resume` does")
         if model is None and spec["model"] is None:
             raise RunError(
                 f"{run_dir} was made with a pipeline object; pass it: resume(run, model=...)"
@@ -343,11 +350,12 @@ def _check_same(store: RunStore, model: FrozenModel, method: Method) -> None:
             f"{store.path} was drawn with other weights than {model.name} has now; install the "
             f"version that drew it ({spec['versions']}), or start a new run"
         )
-    if affix_digests(method.affix) != spec.get("affixes", []):
-        raise RunError(
-            f"{store.path} was drawn within other affixes than {method.affix} holds now; put the "
-            "files back, or start a new run"
-        )
+    for name, held in method.contents().items():
+        if spec.get(name, held) != held:
+            raise RunError(
+                f"{store.path} began with other {name.replace('_', ' ')} than its files hold now; "
+                "put the files back, or start a new run"
+            )
     if versions() != spec["versions"]:
         warnings.warn(
             f"the run was made with {spec['versions']}, this is {versions()}; the continuation may "

@@ -28,6 +28,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.trajectory import Gradient, SamplerSettings, Trajectory
 from tiller.rewards import make_reward
 from tiller.runs.store import RunStore
+from tiller.runs.templating import changed
 from tiller.spaces.affixes import Affixes
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import save_fake_pipeline
@@ -189,6 +190,7 @@ def test_a_training_that_is_killed_goes_on_bit_by_bit(model: FrozenModel, tmp_pa
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     (folder,) = (path.parent for path in (tmp_path / "b").glob("*/run.json"))
+    assert read_affix(tmp_path / "a.safetensors").about["model"] == model.source
     steps = [line for line in RunStore.open(folder).entries() if line["kind"] == "step"]
     assert 0 < len(steps) < 12, "the kill must hit a run under way"
     resumed = resume_training(folder, model=model)
@@ -218,6 +220,15 @@ def test_training_raises_the_reward_of_prompts_that_it_never_saw(
     for text in ("One prefix and suffix for 5 prompts", "2 prompts that it did not", "darkness"):
         assert text in page
     assert page.count("data:image") == 2
+    before, after = (
+        line["each"]["brightness"]
+        for line in RunStore.open(trained.run_dir).entries()
+        if "each" in line
+    )
+    for text, low, high in zip(UNSEEN, before, after, strict=True):
+        assert f"<td>{text}</td>" in page, "which picture is of which prompt"
+        assert changed(high - low) in page
+    assert "tiller steer" not in page, "no command made this one"
     assert 'src="http' not in page
 
 
@@ -248,6 +259,51 @@ def test_what_is_drawn_with_the_file_is_what_the_training_drew(
     assert first != results[0].baseline.image.tobytes()
 
 
+def test_a_sum_is_compared_by_its_parts_and_as_a_whole(model: FrozenModel, tmp_path: Path) -> None:
+    plan = replace(PLAN, reward=["brightness", "darkness:0.5"], held_out=["clip", "jpeg"], epochs=1)
+    trained = train(model, plan, tmp_path / "a.safetensors", out=tmp_path)
+    whole = "brightness + 0.5 darkness"
+    assert list(trained.unseen) == ["clip", "jpeg", "brightness", "darkness", whole]
+    gain = {name: one.gain.value for name, one in trained.unseen.items()}
+    half = 0.5 * gain["darkness"]
+    assert gain[whole] == pytest.approx(gain["brightness"] + half, abs=1e-6)
+    page = tiller.write_report(trained.run_dir).read_text()
+    assert page.count(">held out<") == 2
+    assert page.count(">optimized<") == 3
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    (tmp_path / "text").touch()
+    for file, says in ((tmp_path, "is a folder"), (tmp_path / "text" / "a", "above it is a file")):
+        with pytest.raises(RunError, match=says):
+            train(model, PLAN, file, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    plan = replace(PLAN, epochs=1, unseen=(), budget=Budget(images=2))
+    trained = train(model, plan, tmp_path / "new" / "a.safetensors", out=tmp_path)
+    assert trained.file == tmp_path / "new" / "a.safetensors", "its folder is made"
+    assert trained.stopped == "budget: images=2"
+
+
+def test_a_training_whose_file_cannot_be_written_in_the_end_is_not_lost(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "a.safetensors"
+
+    def obstruct(step: Step) -> None:
+        if step.stopped is not None:
+            file.mkdir()
+
+    plan = replace(PLAN, epochs=1, unseen=())
+    with pytest.raises(RunError, match="cannot save the affix") as failed:
+        train(model, plan, file, out=tmp_path, on_step=obstruct)
+    (run,) = (note.removeprefix("run: ") for note in failed.value.__notes__)
+    assert "tiller resume" in str(failed.value)
+    file.rmdir()
+    assert resume_training(run, model=model).file == file
+
+
 def test_the_budget_may_end_it_earlier_and_pictures_are_counted(
     model: FrozenModel, tmp_path: Path
 ) -> None:
@@ -264,6 +320,11 @@ def test_prompts_are_held_back_by_the_seed() -> None:
     assert split(texts, 0.3, seed=1) == (seen, unseen)
     assert split(texts, 0.3, seed=2) != (seen, unseen)
     assert split(texts, 0.0, seed=1) == (texts, [])
+    assert split(texts, 0.3, seed=1 + 2**64) == (seen, unseen), "any whole number is a seed"
+    twice = [*texts, *texts]
+    seen_twice, unseen_once = split(twice, 0.3, seed=1)
+    assert seen_twice == [*seen, *seen]
+    assert unseen_once == unseen, "what is held back is learned from nowhere"
     for share in (1.0, -0.1):
         with pytest.raises(InvalidInput, match="share of prompts"):
             split(texts, share, seed=0)
@@ -293,9 +354,20 @@ def test_a_sheet_of_pictures_has_rows_of_four() -> None:
         ({"settings": {"affix": "x.safetensors"}}, "trained on plain prompts"),
         ({"settings": {"solver": "adam"}}, "solver must be one of"),
         ({"budget": "pictures=3"}, "expected a budget"),
+        ({"prompts": "cat"}, "a list of texts as prompts"),
+        ({"unseen": ["a fox", " a dog "]}, "'a dog' is among both"),
+        ({"held_out": ["clip", "brightness"]}, "brightness cannot be held out"),
+        ({"settings": {"patience": 3}}, "looked at when the training is over, got patience=3"),
+        ({"settings": {"stop_below": 0.1}}, "moves no noise"),
+        ({"settings": {"shrink": 1.0}}, "as long as asked"),
+        ({"settings": {"popsize": 3}}, "belongs to cma and bayes"),
+        ({"reward": "jpeg", "settings": {"form": "plain"}}, "got form='plain'"),
     ],
-    ids=["prompts", "batch", "epochs", "field", "affix", "solver", "budget"],
-)
+    ids=[
+        "prompts", "batch", "epochs", "field", "affix", "solver", "budget", "text", "overlap",
+        "held-out", "patience", "P(z)", "shrink", "popsize", "form",
+    ],
+)  # fmt: skip
 def test_a_bad_plan_is_refused_before_there_is_a_folder(
     changes: dict[str, Any], says: str, model: FrozenModel, tmp_path: Path
 ) -> None:
@@ -313,6 +385,10 @@ def test_other_runs_and_other_weights_are_refused(model: FrozenModel, tmp_path: 
     with pytest.raises(RunError, match="no training of an affix"):
         resume_training(store.path)
     trained = train(model, replace(PLAN, epochs=1), tmp_path / "a", out=tmp_path)
+    journal = (trained.run_dir / "journal.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"learned an affix; continue it with .*resume_training"):
+        tiller.resume(trained.run_dir, model=model)
+    assert (trained.run_dir / "journal.jsonl").read_bytes() == journal, "it is left as it was"
     other = tiller.load_model(save_fake_pipeline(tmp_path / "other", seed=1))
     with pytest.raises(RunError, match="other weights"):
         resume_training(trained.run_dir, model=other)

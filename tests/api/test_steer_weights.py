@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import tiller
 from tiller.api import Progress
-from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.models.base import FrozenModel
 from tiller.models.trajectory import SamplerSettings, Trajectory
 from tiller.runs.export import export
@@ -138,6 +138,22 @@ def test_an_exported_adapter_draws_the_picture_in_diffusers(
 
 
 @quiet
+def test_a_resumed_training_reads_the_prompts_that_it_began_with(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder; other prompts in the file are refused."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "prompts.txt"
+    file.write_text("a dog\nan owl\n")
+    run = steer(model, tmp_path / "runs", budget="steps=1", prompts="prompts.txt", batch=1).run_dir
+    monkeypatch.chdir(run)
+    assert tiller.resume(run, model=model, budget="steps=2").cost.steps == 2
+    file.write_text("a dog\na pig\n")
+    with pytest.raises(RunError, match="other training prompts than its files hold"):
+        tiller.resume(run, model=model, budget="steps=3")
+
+
+@quiet
 @quiet_all
 def test_all_weights_are_exported_as_a_unet(
     folder: Path, model: FrozenModel, tmp_path: Path
@@ -157,5 +173,6 @@ def test_a_run_whose_best_is_the_frozen_models_own_has_an_adapter_that_does_noth
     folder: Path, model: FrozenModel, tmp_path: Path
 ) -> None:
     run = steer(model, tmp_path, budget="steps=1").run_dir
-    tensors = load_file(export(run, "diffusers"))
+    with pytest.warns(TillerNotice, match="weights are the frozen model's own"):
+        tensors = load_file(export(run, "diffusers"))
     assert all(float(t.abs().max()) == 0 for name, t in tensors.items() if ".lora_B." in name)

@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ from PIL import Image
 
 from tiller.methods._affix_files import load_affixes
 from tiller.models.loader import load_model
-from tiller.models.trajectory import SamplerSettings, Trajectory
+from tiller.models.trajectory import Trajectory
 from tiller.runs.png import to_image
 from tiller.spaces.insertion import Words
-from tiller.testing.fake_pipeline import save_fake_pipeline, save_fake_sdxl_pipeline
+from tiller.testing.fake_pipeline import (
+    fake_lcm_pipeline,
+    fake_pipeline,
+    save_fake_pipeline,
+    save_fake_sdxl_pipeline,
+)
 
 PROMPTS = "a red cat\na dog\nan owl\na blue dog\na pig\n"
 REWARDS = ["--reward", "brightness", "--held-out", "darkness"]
@@ -77,6 +83,10 @@ def test_training_answers_with_the_file_and_what_it_does_for_unseen_prompts(
     assert again["unseen"] == answer["unseen"], "it is over: the same answer"
     more = asked(tiller, "resume", answer["run"], "--budget", "steps=6")
     assert more["stopped"] == "budget: steps=6"
+    refused = tiller("export", answer["run"], "--to", "python")
+    assert refused.code == 2
+    assert "tiller affix export FILE" in refused.err
+    assert "a.safetensors" in refused.err
 
 
 def test_people_get_a_table_and_the_next_command(
@@ -87,7 +97,20 @@ def test_people_get_a_table_and_the_next_command(
     assert ended.code == 0, ended.err
     for text in ("brightness", "gain", "--affix", "budget: steps=6"):
         assert text in ended.out
-    assert "step 6" in ended.err
+    assert "drawing 1 unseen prompts" in ended.err
+    assert "step 6/6" in ended.err
+    assert ", about " in ended.err
+
+
+def test_every_held_out_reward_is_looked_at_and_few_prompts_are_a_word_worth(
+    tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    arguments = train(tmp_path, model, "--held-out", "jpeg", "--epochs", "1", "--json")
+    ended = tiller(*arguments)
+    assert json.loads(ended.out)["scores"].keys() == {"brightness", "darkness", "jpeg"}
+    assert "1 of 5 prompts held back" in ended.err
+    none = tiller(*arguments, "--hold-out", "0")
+    assert "held back" not in none.err, "that was asked for"
 
 
 def test_any_method_draws_within_the_affix_and_its_script_redraws_it(
@@ -127,18 +150,45 @@ def test_a_steered_affix_is_redrawn_in_plain_diffusers(
     assert np.abs(pixels(script.with_name("best.png")) - pixels(run["image"])).max() <= 1
 
 
+def halved(folder: Path) -> Path:
+    """Weights in half precision on the disk, as the bundled model's are."""
+    fake_pipeline().to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+def consistent(folder: Path) -> Path:
+    fake_lcm_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [save_fake_pipeline, save_fake_sdxl_pipeline, halved, consistent],
+    ids=["sd", "xl", "half", "lcm"],
+)
 def test_the_exported_script_draws_any_prompt_with_the_affix(
-    tiller: Tiller, file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Callable[[Path], Path], tiller: Tiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the trajectory draws it here, from the noise of the script's seed."""
+    """As the trajectory draws it here, from the noise of the script's seed.
+
+    The model and the sampling are by default those of the training, wherever the script is run,
+    and whatever the file is called.
+    """
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "model")
+    file = tmp_path / 'a """\\N.safetensors'
+    own = ["--set", "scheduler=ddim", "--set", "guidance_scale=2", "--epochs", "1"]
+    asked(tiller, *train(tmp_path, Path("model"), *own, "--out", str(file)))
     folder = tmp_path / "elsewhere"
     found = asked(tiller, "affix", "export", str(file), "--to", "diffusers", "--out", str(folder))
-    options = ["--model", str(model), "--steps", "3", "--guidance", "2.0", "--seed", "4"]
+    monkeypatch.chdir(folder)
+    options = ["--seed", "4", "--device", "cpu"]
     ran(Path(found["path"]), ["a fox", "--weight", "0.5", *options], monkeypatch)
-    loaded = load_model(str(model))
+    loaded = load_model(str(tmp_path / "model"))
     (affix,) = load_affixes(f"{file}:0.5", loaded)
     words = Words.of(loaded.encode(["a fox"]), *loaded.token_counts(["a fox"]))
-    path = Trajectory(loaded, SamplerSettings(3, 2.0, height=16, width=16))
+    settings = replace(loaded.defaults, num_inference_steps=2, guidance_scale=2.0, scheduler="ddim")
+    path = Trajectory(loaded, settings)
     noise = torch.randn(path.noise_shape[1:], generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         picture = loaded.decode(path.run(noise[None, None], words.conditioning(affix)))
@@ -158,9 +208,15 @@ def test_the_exported_script_draws_any_prompt_with_the_affix(
         (["affix", "export", "a.safetensors", "--to", "webui"], "unknown target"),
         (["affix", "train", "none.txt"], "cannot read the prompts"),
         (["affix", "train", "prompts.txt", "--set", "lr=-1"], "lr must be positive"),
+        (["affix", "train", "prompts.txt", "--set", "patience=2"], "got patience=2; leave it out"),
+        (["affix", "train", "prompts.txt", "--held-out", "clip"], "clip cannot be held out"),
+        (["affix", "train", "prompts.txt", "--out", "."], "is a folder, expected a file"),
     ],
-    ids=["missing", "text", "zero", "comma", "a1111", "comfyui", "webui", "prompts", "lr"],
-)
+    ids=[
+        "missing", "text", "zero", "comma", "a1111", "comfyui", "webui", "prompts", "lr",
+        "patience", "held-out", "out",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(
     arguments: list[str],
     says: str,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 import tiller
 from tiller.core.errors import InvalidInput, RunError
 from tiller.core.rng import Stream
 from tiller.methods._affix_files import (
+    _digest,
     affix_digests,
     encode_affix,
     load_affixes,
@@ -133,10 +135,34 @@ def test_files_that_are_no_affix_are_refused(model: FrozenModel, file: Path) -> 
     about = json.dumps({"kind": "affix", "format": 99})
     tensors = {"prefix": torch.ones(1, 16), "suffix": torch.ones(1, 16)}
     refused(save(tensors, {"tiller": about}), "newer tiller")
+    about = json.dumps({"kind": "affix", "format": "two"})
+    refused(save(tensors, {"tiller": about}), "newer tiller")
     refused(save(tensors, {"tiller": "[1]"}), "is not an affix")
     file.unlink()
     with pytest.raises(InvalidInput, match="cannot read the affix"):
         load_affixes(str(file), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tokens: tokens.bfloat16(), "was altered"),
+        (lambda tokens: tokens.flatten(), "was altered"),
+        (lambda tokens: tokens / 0, "not finite"),
+    ],
+    ids=["precision", "shape", "infinite"],
+)
+def test_tokens_that_cannot_be_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], says: str, file: Path
+) -> None:
+    """Whatever the file says of itself."""
+    tensors = {name: change(side) for name, side in load(file.read_bytes()).items()}
+    about: dict[str, object] = {"kind": "affix", "format": 1}
+    if says != "was altered":
+        about["digest"] = _digest(tensors)
+    file.write_bytes(save(tensors, {"tiller": json.dumps(about)}))
+    with pytest.raises(InvalidInput, match=says):
+        read_affix(file)
 
 
 def test_paths_may_hold_colons_and_weights_must_be_positive() -> None:
@@ -158,5 +184,5 @@ def test_a_run_goes_on_within_the_same_tokens_only(
     more = tiller.resume(result.run_dir, model=model, budget="steps=2")
     assert more.cost.steps == 2
     file.write_bytes(encode_affix(affix.times(2.0), model, {}))
-    with pytest.raises(RunError, match="within other affixes than"):
+    with pytest.raises(RunError, match="began with other affixes than"):
         tiller.resume(result.run_dir, model=model, budget="steps=3")

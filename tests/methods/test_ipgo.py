@@ -212,6 +212,12 @@ def test_what_needs_no_task_is_refused_at_once(task: Task) -> None:
         Ipgo(shrink=0.0)
     with pytest.raises(InvalidInput, match="anchor must be padding or none"):
         Ipgo(anchor="eos")
+    for changes in ({"decay": 0.0}, {"decay": 2.0}, {"decay_every": 0}):
+        with pytest.raises(InvalidInput, match=r"0 < decay <= 1 .* decay_every >= 1, got decay="):
+            Ipgo(**changes)  # type: ignore[arg-type]  # numbers all
+    for changes in ({"noise_lr": -1.0}, {"noise_clip_norm": 0.0}):
+        with pytest.raises(InvalidInput, match=f"{next(iter(changes))} must be positive"):
+            IpgoDno(**changes)
     with pytest.raises(Incompatible, match="differentiable objective"):
         replace(SMALL, solver="gradient").build(replace(task, reward=make_reward("jpeg")))
 

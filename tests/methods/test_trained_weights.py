@@ -306,6 +306,9 @@ def test_lessons_go_through_every_prompt_once_an_epoch(model: FrozenModel) -> No
 
 
 def test_prompts_are_read_from_a_file(tmp_path: Any) -> None:
+    marked = tmp_path / "marked.txt"
+    marked.write_bytes(b"\xef\xbb\xbfa dog\r\n\r\nan owl\r\n")
+    assert lines_of(str(marked)) == ["a dog", "an owl"]
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n\n  a dog \n", encoding="utf-8")
     assert lines_of(str(file)) == ["a cat", "a dog"]

@@ -13,6 +13,7 @@ from tiller.affixes.objective import PromptSet, drawn_together
 from tiller.core.rng import keyed_generator
 from tiller.models.trajectory import Trajectory
 from tiller.rewards import RewardSum
+from tiller.runs.affix_report import SHEET
 from tiller.spaces.affixes import Affix
 from tiller.tasks.statistics import Estimated, estimated, wins
 
@@ -58,14 +59,16 @@ class Unseen:
     Attributes:
         trajectory: the sampler.
         prompts: the prompts.
-        rewards: what is asked about the pictures.
+        reward: what was raised; of a sum the parts are reported, and the sum itself.
         seed: the run's; each prompt has a noise of its own.
+        held_out: what else is asked about the pictures.
     """
 
     trajectory: Trajectory
     prompts: PromptSet
-    rewards: Sequence[RewardSum]
+    reward: RewardSum
     seed: int
+    held_out: RewardSum | None = None
 
     @torch.no_grad()
     def pictures(self, affix: Affix | None) -> Tensor:
@@ -85,11 +88,13 @@ class Unseen:
     @torch.no_grad()
     def scores(self, pictures: Tensor) -> Scores:
         """What every reward says of each picture."""
-        found: Scores = {}
-        for reward in self.rewards:
-            parts = reward.parts_scores(pictures, self.prompts.texts)
-            found.update({name: [float(v) for v in values] for name, values in parts.items()})
-        return found
+        texts, found = self.prompts.texts, {}
+        if self.held_out is not None:
+            found = self.held_out.parts_scores(pictures, texts)
+        parts = self.reward.parts_scores(pictures, texts)
+        total = {self.reward.name: self.reward.total(parts)} if len(parts) > 1 else {}
+        found |= {**parts, **total}
+        return {name: [float(value) for value in values] for name, values in found.items()}
 
 
 def compared(
@@ -104,7 +109,7 @@ def means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
-def sheet(pictures: Tensor, most: int = 16) -> Tensor:
+def sheet(pictures: Tensor, most: int = SHEET) -> Tensor:
     """The first pictures of [m, 3, H, W] in rows of four, as one picture, white where none."""
     shown = pictures[:most]
     columns = min(4, len(shown))

@@ -7,6 +7,7 @@ from pathlib import Path
 from tiller.core.errors import InvalidInput
 from tiller.methods._affix_files import read_affix
 from tiller.models.loader import BUNDLED
+from tiller.runs.export import PIPELINES, SCHEDULERS
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.templating import rendered
 
@@ -18,7 +19,7 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
     """Write what another program needs to draw with an affix.
 
     `diffusers`: a copy of the file, and a script in plain diffusers that puts it around any prompt
-    and passes `prompt_embeds`.
+    and passes `prompt_embeds`, by default with the model and the sampling of the training.
 
     Returns:
         The script's path.
@@ -36,10 +37,17 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
         )
     if to not in FORMATS:
         raise InvalidInput(f"unknown target {to!r}; an affix exports to {', '.join(FORMATS)}")
-    name = str(saved.about.get("model") or "")
+    about = saved.about
+    source = str(about.get("model_source", about.get("model")) or "")
+    sampler = about.get("sampler") or {}
     script = rendered(
         "affix.py.j2",
-        model=str(BUNDLED.get(name, name)),
+        model=str(BUNDLED.get(source, source)),
+        pipeline=PIPELINES.get(str(about.get("pipeline")), "DiffusionPipeline"),
+        dtype=str(about.get("dtype") or "float32"),
+        scheduler=SCHEDULERS.get(str(sampler.get("scheduler"))),
+        steps=sampler.get("num_inference_steps"),
+        guidance=sampler.get("guidance_scale"),
         file=Path(file).name,
         anchored=saved.affix.anchored,
     )

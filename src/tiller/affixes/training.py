@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
 from tiller.rewards import RewardSum, make_reward
 from tiller.runs.affix_report import AFFIX
-from tiller.runs.files import write_atomically
+from tiller.runs.files import check_writable, write_atomically
 from tiller.runs.journal import Entry
 from tiller.runs.store import RunStore, versions
 from tiller.solvers.bayes import Bayes
 from tiller.solvers.cma import CmaEs
-from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.spaces.affixes import Affix, Affixes
 
 
@@ -65,11 +64,12 @@ class Plan:
         prompts: the training set.
         unseen: prompts that are only looked at; none for no look.
         reward: what to raise, as `steer` takes it.
-        held_out: a reward to look at and not to raise.
+        held_out: rewards to look at and not to raise; None chooses one that is not raised.
         negative_prompt: what guidance steers away from.
         batch: prompts a round (IPGO, section 5.4: 4 or 10).
         epochs: how often each prompt comes (IPGO, appendix B: 20).
-        budget: a limit besides the epochs, such as "images=1000" (IPGO, section 5.4).
+        budget: a limit besides the epochs, such as "images=1000" (IPGO, section 5.4); a `Budget`
+            or text.
         seed: of everything random.
         settings: fields of `ipgo`; the learning rate is constant unless `decay` is given.
 
@@ -79,17 +79,45 @@ class Plan:
     prompts: Sequence[str]
     unseen: Sequence[str] = ()
     reward: Any = "clip"
-    held_out: str | None = None
+    held_out: str | Sequence[str] | None = None
     negative_prompt: str = ""
     batch: int = 4
     epochs: int = 20
-    budget: str | None = None
+    budget: Budget | str | None = None
     seed: int = 0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "unseen"):
+            if isinstance(given := getattr(self, name), str):
+                raise InvalidInput(f"expected a list of texts as {name}, got {given!r}")
+            texts = [text.strip() for text in getattr(self, name) if text.strip()]
+            object.__setattr__(self, name, texts)
+        if not self.prompts or self.batch < 1 or self.epochs < 1:
+            raise InvalidInput(
+                f"expected prompts, batch >= 1 and epochs >= 1, got {len(self.prompts)} prompts, "
+                f"batch={self.batch}, epochs={self.epochs}"
+            )
+        if both := set(self.prompts) & set(self.unseen):
+            raise InvalidInput(
+                f"unseen prompts are not learned from, and {min(both)!r} is among both "
+                f"({len(both)} in all); leave it out of one of them"
+            )
+
+    @property
+    def limits(self) -> Budget:
+        """The budget, the epochs among its limits."""
+        rounds = self.epochs * -(-len(self.prompts) // min(self.batch, len(self.prompts)))
+        if self.budget is None:
+            return Budget(steps=rounds)
+        own = Budget.parse(self.budget) if isinstance(self.budget, str) else self.budget
+        return dataclasses.replace(own, steps=min(own.steps or rounds, rounds))
 
 
 def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """The prompts, and a share of them held back, chosen by the seed; both in the order given.
+
+    A prompt that is there more than once is on one side only, and held back once.
 
     Raises:
         InvalidInput: a share outside [0, 1), or one that leaves nothing to learn from.
@@ -100,14 +128,15 @@ def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], l
     """
     if not 0 <= share < 1:
         raise InvalidInput(f"the share of prompts to hold back must lie in [0, 1), got {share}")
-    count = round(share * len(prompts))
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    back = set(order[:count])
-    if len(back) == len(prompts):
+    distinct = list(dict.fromkeys(prompts))
+    generator = torch.Generator().manual_seed(seed % 2**64)
+    order = torch.randperm(len(distinct), generator=generator).tolist()
+    back = {distinct[i] for i in order[: round(share * len(distinct))]}
+    if len(back) == len(distinct):
         raise InvalidInput(f"expected prompts to learn from, got {len(prompts)}, all held back")
     return (
-        [prompt for i, prompt in enumerate(prompts) if i not in back],
-        [prompt for i, prompt in enumerate(prompts) if i in back],
+        [prompt for prompt in prompts if prompt not in back],
+        [prompt for prompt in distinct if prompt in back],
     )
 
 
@@ -147,6 +176,7 @@ def train(
     spec = _spec(loaded, plan, reward, Path(file).absolute())
     training = Training({**spec, "command": list(command)}, loaded, reward)
     training.phases()  # refuses what cannot work before there is a folder
+    check_writable(Path(spec["file"]), "save the affix")
     store = RunStore.create(out, training.spec, f"{AFFIX}-ipgo")
     return training.run(store, on_step)
 
@@ -222,8 +252,9 @@ class Training:
             Unseen(
                 trajectory,
                 PromptSet(model, spec["unseen"], negative),
-                [held_out, reward],
+                reward,
                 spec["seed"],
+                held_out,
             )
             if spec["unseen"]
             else None
@@ -248,7 +279,12 @@ class Training:
         )
         affix = self._result(learned.problem.solver, learned.state.solver, learned.best.z)
         whole = learned.stopped != INTERRUPTED
-        file = self._save(affix, learned) if whole else None
+        try:
+            file = self._save(affix, learned) if whole else None
+        except RunError as error:
+            error = RunError(f"{error}. `tiller resume {store.path}` writes it once that is mended")
+            error.add_note(f"run: {store.path}")
+            raise error from None
         unseen = unseen_of(store.entries())
         return Trained(affix, file, store.path, unseen, learned.cost, learned.stopped)
 
@@ -298,6 +334,7 @@ class Training:
             "steps": learned.state.round,
             "images": learned.cost.images,
             "method": self.spec["method"],
+            "sampler": self.spec["sampler"],
             "versions": self.spec["versions"],
         }
         write_atomically(file, encode_affix(affix, self.model, about), "save the affix")
@@ -325,12 +362,7 @@ class Training:
     def _solver(self, kind: str) -> Solver[Any]:
         method = self.method
         if kind == "gradient":
-            return GradientSolver(
-                lr=method.lr,
-                schedule=method.schedule(),
-                clip_norm=method.clip_norm,
-                estimator=ByParts(),
-            )
+            return replace(method.ascent(), estimator=ByParts())
         return CmaEs(popsize=method.popsize) if kind == "cma" else Bayes(batch=method.popsize or 1)
 
 
@@ -344,27 +376,13 @@ def unseen_of(entries: Sequence[Entry]) -> dict[str, Comparison]:
 def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict[str, Any]:
     """All that repeats the training."""
     _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
-    prompts = [text.strip() for text in plan.prompts if text.strip()]
-    unseen = [text.strip() for text in plan.unseen if text.strip()]
-    if not prompts or plan.batch < 1 or plan.epochs < 1:
-        raise InvalidInput(
-            f"expected prompts, batch >= 1 and epochs >= 1, got {len(prompts)} prompts, "
-            f"batch={plan.batch}, epochs={plan.epochs}"
-        )
-    if method.affix:
-        raise InvalidInput(
-            f"an affix is trained on plain prompts, got affix={method.affix!r}; leave it out"
-        )
-    rounds = plan.epochs * -(-len(prompts) // min(plan.batch, len(prompts)))
-    budget = Budget.parse(plan.budget) if plan.budget else Budget(steps=rounds)
-    if budget.steps is None or budget.steps > rounds:
-        budget = dataclasses.replace(budget, steps=rounds)
-    held_out = plan.held_out or _held_out(reward)
+    assert isinstance(method, Ipgo), "that is its name"
+    _check_used(method)
     return {
         "kind": AFFIX,
-        "prompt": f"{len(prompts)} prompts",
-        "prompts": prompts,
-        "unseen": unseen,
+        "prompt": f"{len(plan.prompts)} prompts",
+        "prompts": plan.prompts,
+        "unseen": plan.unseen,
         "file": str(file),
         "batch": plan.batch,
         "epochs": plan.epochs,
@@ -375,15 +393,50 @@ def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict
         "model_fingerprint": model.fingerprint(),
         "negative_prompt": plan.negative_prompt,
         "reward": reward.spec,
-        "held_out": held_out,
-        "budget": str(budget),
+        "held_out": _watched(plan.held_out, reward, model),
+        "budget": str(plan.limits),
         "seed": plan.seed,
         "sampler": dataclasses.asdict(method.sampler(model)),
         "versions": versions(),
     }
 
 
-def _held_out(reward: RewardSum) -> str:
-    """A reward to look at beside the optimized ones: the second CLIP, else the first."""
+def _check_used(method: Ipgo) -> None:
+    """Refuse fields that say nothing of a training."""
+    if method.affix:
+        raise InvalidInput(
+            f"an affix is trained on plain prompts, got affix={method.affix!r}; leave it out"
+        )
+    for name, why in _UNUSED.items():
+        got = getattr(method, name)
+        if got is not None and got != getattr(Ipgo(), name):
+            raise InvalidInput(f"{why}, got {name}={got!r}; leave it out")
+
+
+_UNUSED = {
+    "patience": "unseen prompts are looked at when the training is over",
+    "stop_below": "a training moves no noise whose probability could fall",
+    "shrink": "an affix for many prompts is as long as asked, whatever their lengths",
+}
+
+
+def _watched(asked: str | Sequence[str] | None, reward: RewardSum, model: FrozenModel) -> list[str]:
+    """What to look at beside the optimized rewards: the second CLIP, else the first.
+
+    Raises:
+        InvalidInput: it is optimized as well, or is a Python object.
+    """
     used = {part.name for part in reward.parts}
-    return next(name for name in ("clip_heldout", "clip", "brightness") if name not in used)
+    names = ("clip_heldout", "clip", "brightness")
+    watched = make_reward(
+        asked or next(name for name in names if name not in used),
+        probe_size=model.defaults.height,
+        device=model.device,
+    )
+    if both := used & {part.name for part in watched.parts}:
+        raise InvalidInput(
+            f"{', '.join(sorted(both))} cannot be held out, it is optimized; choose another one"
+        )
+    if watched.spec is None:
+        raise InvalidInput("held-out rewards must be names or files, got a Python object")
+    return watched.spec

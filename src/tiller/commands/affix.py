@@ -17,17 +17,20 @@ from tiller.commands.options import (
     Negative,
     Rewards,
     Settings,
+    check_encoding,
     field_values,
     prompts_in,
 )
+from tiller.core.errors import TillerError
 from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
-from tiller.terminal import clean, clock, cost_line, listing, number, quoted, shown
+from tiller.terminal import EVERY, clean, clock, cost_line, listing, number, quoted, shown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tiller.affixes.training import Trained
+    from tiller.core.budget import Budget
     from tiller.core.search import Step
 
 app = typer.Typer(
@@ -37,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+FEW = 5  # unseen prompts, below which an interval over them is worth a word
 File = Annotated[Path, typer.Argument(metavar="FILE", help="What `tiller affix train` wrote.")]
 
 
@@ -73,6 +77,7 @@ def train(
     """
     quiet_libraries()
     with session(as_json) as now:
+        check_encoding(negative)
         fields = field_values(settings or [])
         texts = prompts_in(prompts)
         others = prompts_in(unseen) if unseen is not None else None
@@ -84,11 +89,13 @@ def train(
             no_loading_bars()
             if others is None:
                 texts, others = split(texts, hold_out, seed)
+                if hold_out and len(others) < FEW:
+                    now.notice(_few_held_back(len(others), len(texts)))
             plan = Plan(
                 texts,
                 others,
                 reward=reward or "clip",
-                held_out=held_out[0] if held_out else None,
+                held_out=held_out,
                 negative_prompt=negative,
                 batch=batch,
                 epochs=epochs,
@@ -96,9 +103,18 @@ def train(
                 seed=seed,
                 settings=fields,
             )
+            line.begin(plan.limits, len(plan.unseen))
             command = ["tiller", *sys.argv[1:]]
             trained = run(model, plan, out, out=runs, on_step=line.update, command=command)
         _finish(now, trained)
+
+
+def _few_held_back(count: int, learned: int) -> str:
+    said = "nothing is said of unseen prompts" if not count else "their interval says little"
+    return (
+        f"{count} of {count + learned} prompts held back, so {said}; give more prompts, a larger "
+        "--hold-out, or others as --unseen FILE"
+    )
 
 
 def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> None:
@@ -106,8 +122,11 @@ def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> 
     line = TrainingLine(now.console, quiet=quiet)
     with told(now.notice):
         from tiller.affixes.training import resume_training
+        from tiller.core.budget import Budget
+        from tiller.runs.store import RunStore
 
         no_loading_bars()
+        line.begin(Budget.parse(budget or RunStore.open(folder).spec["budget"]))
         trained = resume_training(folder, budget=budget, on_step=line.update)
     _finish(now, trained)
 
@@ -119,7 +138,10 @@ def _finish(now: Session, trained: Trained) -> None:
     now.run_dir = trained.run_dir
     if trained.file is None:
         now.code = INTERRUPTED
-    write_report([trained.run_dir], trained.run_dir / "report.html")
+    try:
+        write_report([trained.run_dir], trained.run_dir / "report.html")
+    except TillerError as error:  # the affix is there all the same
+        now.notice(f"no report was written: {error}")
     now.answer(answer(trained), *summary(trained))
 
 
@@ -173,20 +195,31 @@ class TrainingLine:
         self.started = monotonic()
         self.said = float("-inf")
         self.recent: list[float] = []
+        self.budget: Budget | None = None
+
+    def begin(self, budget: Budget, unseen: int = 0) -> None:
+        """Say what comes before the first round: so many pictures of unseen prompts."""
+        self.budget = budget
+        if unseen and not self.quiet:
+            self.console.print(f"loading the model, drawing {unseen} unseen prompts as they are")
 
     def update(self, step: Step) -> None:
         """Take in one round."""
         self.recent = [*self.recent[-19:], float(step.evaluation.reward.mean())]
-        due = self.clock() - self.said >= 5 or step.stopped is not None
+        due = self.clock() - self.said >= EVERY or step.stopped is not None
         if self.quiet or not due:
             return
         self.said = self.clock()
         mean = sum(self.recent) / len(self.recent)
+        assert self.budget is not None, "a training has begun"
+        steps, done = self.budget.steps, self.budget.fraction(step.cost)
+        left = step.cost.seconds * (1 - done) / done
         parts = [
-            f"step {step.index}",
+            f"step {step.index}/{steps}" if steps else f"step {step.index}, {done:.0%}",
             f"reward {number(self.recent[-1])}, {number(mean)} over the last {len(self.recent)}",
             f"{step.cost.images} images",
-            clock(self.clock() - self.started),
+            clock(self.said - self.started)
+            + ("" if step.stopped else f", about {clock(left)} left"),
         ]
         self.console.print(" · ".join(parts))
 

@@ -192,7 +192,7 @@ def check_encoding(*texts: str) -> None:
 def prompts_in(path: Path) -> list[str]:
     """The prompts of a text file: one a line, empty lines left out."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InvalidInput(f"cannot read the prompts in {path}: {reason}") from None

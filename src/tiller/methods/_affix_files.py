@@ -1,7 +1,8 @@
 """Affix files: the tokens of a prefix and a suffix as safetensors, with where they come from.
 
 `prefix` [M, d] and `suffix` [M, d] float32, and the metadata `tiller`, a JSON object: kind, format,
-width, anchored, model, model_fingerprint, digest, and whatever its maker says of the training.
+width, anchored, model (and its source, pipeline and dtype, to load it by), model_fingerprint,
+digest, and whatever its maker says of the training.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
         "format": FORMAT,
         "width": affix.prefix.shape[2],
         "anchored": affix.anchored,
-        "model": model.name,
+        "model": model.source or model.name,
+        "model_source": model.source,
         "model_fingerprint": model.fingerprint(),
+        "pipeline": model.pipeline_class,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "digest": _digest(tensors),
     }
     return save(tensors, {"tiller": json.dumps({**about, **own}, sort_keys=True)})
@@ -92,14 +96,19 @@ def _affix(
             f"{path} is not an affix, it holds {', '.join(sorted(tensors)[:4]) or 'nothing'}; "
             "expected what `tiller affix train` writes"
         )
-    if int(about.get("format", 0)) > FORMAT:
+    if about.get("format") not in range(1, FORMAT + 1):
         raise InvalidInput(
-            f"{path} was written by a newer tiller (format {about['format']}, this version reads "
-            f"up to {FORMAT}); upgrade tiller"
+            f"{path} was written by a newer tiller (format {about.get('format')}, this version "
+            f"reads up to {FORMAT}); upgrade tiller"
         )
     prefix, suffix = (tensors[name] for name in TENSORS)
-    if _digest(tensors) != about.get("digest") or prefix.shape[1] != suffix.shape[1]:
-        raise InvalidInput(f"{path} was altered: its tokens are not those that were saved")
+    if not _alike(prefix, suffix) or _digest(tensors) != about.get("digest"):
+        raise InvalidInput(
+            f"{path} was altered: its tokens are not those that were saved; train it again, or "
+            "take the file as `tiller affix train` wrote it"
+        )
+    if not all(bool(side.isfinite().all()) for side in (prefix, suffix)):
+        raise InvalidInput(f"{path} holds tokens that are not finite; train it again, with less lr")
     return SavedAffix(Affix(prefix[None], suffix[None], about.get("anchored") is True), about)
 
 
@@ -172,6 +181,12 @@ def parse_affixes(spec: str) -> list[tuple[str, float]]:
 def affix_digests(spec: str) -> list[str]:
     """What tells the contents of the files apart, for a run's settings."""
     return [str(read_affix(path).about["digest"]) for path, _ in parse_affixes(spec)]
+
+
+def _alike(prefix: Tensor, suffix: Tensor) -> bool:
+    """Whether both have the shape and the precision that are saved."""
+    flat = all(side.ndim == 2 and side.dtype == torch.float32 for side in (prefix, suffix))
+    return flat and prefix.shape[1] == suffix.shape[1]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,8 @@ class AffixMethod(Method):
     Attributes:
         prefix: tokens before the prompt, M_pre (IPGO, table 3: 10).
         suffix: tokens after it, M_suf (IPGO, table 3: 10).
-        rank: columns of each basis, N (IPGO, table 3: 30).
+        rank: columns of each basis, N, at most the width of the encoder's states (IPGO, table 3:
+            30).
         form: rotated, the paper's; plain, free tokens; release, the authors' code.
         orthonormal: keep the bases' columns orthonormal (IPGO, equation 8).
         bounded: keep the coefficients in [-1, 1], the value constraint (IPGO, equation 10).
@@ -73,6 +74,11 @@ class AffixMethod(Method):
             raise InvalidInput(
                 f"shrink must be positive and finite, or none; got shrink={self.shrink}"
             )
+        if not 0 < self.decay <= 1 or self.decay_every < 1:
+            raise InvalidInput(
+                "expected 0 < decay <= 1 (1 for a constant lr) and decay_every >= 1, got "
+                f"decay={self.decay:g} and decay_every={self.decay_every}"
+            )
         if self.anchor not in ANCHORS:
             raise InvalidInput(f"anchor must be {' or '.join(ANCHORS)}, got {self.anchor!r}")
 
@@ -86,6 +92,11 @@ class AffixMethod(Method):
 
     def affixes(self, width: int, *, longest: int | None = None, moves: str = "all") -> Affixes:
         """The space of the tokens, each side at most `longest` of them."""
+        if moves == "coefficients" and self.form != "rotated":
+            raise InvalidInput(
+                "solvers that compare scores search the coefficients and angles of form=rotated, "
+                f"got form={self.form!r}; leave it out, or take a reward with a gradient"
+            )
         most = max(self.prefix, self.suffix) if longest is None else longest
         return Affixes(
             width,

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -277,12 +277,21 @@ class Training(Method):
     redrawable: ClassVar[bool] = False
     takes_affix: ClassVar[bool] = False
 
+    def begun(self, task: Task) -> Self:
+        """The prompts' file by its absolute path: a resume finds it from any folder."""
+        return replace(self, prompts=str(Path(self.prompts).absolute()) if self.prompts else "")
+
+    def contents(self) -> dict[str, Any]:
+        """As every method, and the prompts."""
+        texts = lines_of(self.prompts) if self.prompts else ()
+        return {**super().contents(), **({"training_prompts": list(texts)} if texts else {})}
+
     def notes(self) -> tuple[str, ...]:
         """That the picture is a trained copy's."""
         text = (
             f"{type(self).__name__.lower()} trains weights: of a copy, the loaded model stays as "
             "it is. The pictures are the copy's, not the frozen model's; best.safetensors holds "
-            "the trained weights"
+            "the weights of the best round"
         )
         return (text,)
 
@@ -349,7 +358,7 @@ def lines_of(path: str) -> Sequence[str]:
         InvalidInput: it cannot be read, or has none.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InvalidInput(f"cannot read the prompts in {path!r}: {reason}") from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Regulariser
 from tiller.core.rng import Stream
 from tiller.core.search import Phase
-from tiller.methods._affix_files import load_affixes
+from tiller.methods._affix_files import affix_digests, load_affixes
 from tiller.methods._pictures import Pictures
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.checkpointing import Checkpoint
@@ -131,6 +131,13 @@ class Method(ABC):
         that a resumed run is the same run.
         """
         return self
+
+    def contents(self) -> dict[str, Any]:
+        """What the files that these settings name hold, for a run's record, by a name each.
+
+        Plain data that differs where they do: a run goes on with the same contents only.
+        """
+        return {"affixes": affix_digests(self.affix)} if self.affix else {}
 
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """The model's own sampling with this method's overrides."""

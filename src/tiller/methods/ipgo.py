@@ -89,6 +89,19 @@ class Ipgo(AffixMethod):
         relaxed = Phase("ascent", ascent, until=0.9, relaxed=True)
         return [phases[0], relaxed, Phase("picture", picture)]
 
+    def ascent(self) -> GradientSolver:
+        """The solver for rewards that have a gradient.
+
+        Raises:
+            InvalidInput: a field of the other solvers is set.
+        """
+        if self.popsize is not None:
+            raise InvalidInput(
+                f"popsize belongs to cma and bayes, and this run takes the reward's gradient, "
+                f"got popsize={self.popsize}; leave it out, or set solver=cma"
+            )
+        return GradientSolver(lr=self.lr, schedule=self.schedule(), clip_norm=self.clip_norm)
+
     def _solver(self, task: Task) -> Solver[Any]:
         name = self.solver
         if name not in SOLVERS:
@@ -96,13 +109,7 @@ class Ipgo(AffixMethod):
         if name == "auto":
             name = "gradient" if task.reward.differentiable else self._black_box(task)
         if name == "gradient":
-            if self.popsize is not None:
-                raise InvalidInput(
-                    f"popsize belongs to cma and bayes, and this run takes the reward's gradient, "
-                    f"got popsize={self.popsize}; leave it out, or set solver=cma"
-                )
-            ascent = GradientSolver(lr=self.lr, schedule=self.schedule(), clip_norm=self.clip_norm)
-            return ResampledGradient(ascent) if self.resample else ascent
+            return ResampledGradient(self.ascent()) if self.resample else self.ascent()
         if self.resample:
             raise InvalidInput(
                 f"{name} ranks candidates on one noise, got resample={self.resample}; leave it out"

@@ -56,6 +56,13 @@ class IpgoDno(AffixMethod):
 
     default_budget: ClassVar[Budget] = Budget(steps=31)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("noise_lr", "noise_clip_norm"):
+            got = getattr(self, name)
+            if got is not None and not 0 < got < float("inf"):
+                raise InvalidInput(f"{name} must be positive and finite, got {name}={got}")
+
     def sampler(self, model: FrozenModel) -> SamplerSettings:
         """DDIM with this method's eta; other schedulers have no noise of their own to search."""
         if self.scheduler not in (None, "ddim"):

@@ -10,10 +10,11 @@ from typing import Any
 from tiller.runs.charts import Curve, Panel, charts
 from tiller.runs.embedded import picture
 from tiller.runs.record import Record
-from tiller.runs.templating import number, rendered
+from tiller.runs.templating import changed, number, rendered
 from tiller.runs.view import costs_of, ending
 
 AFFIX = "affix"  # the kind of such a run, in its spec
+SHEET = 16  # unseen prompts whose pictures are kept, in rows of four
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,14 @@ def affix_page(record: Record) -> str:
         model=Path(str(spec.get("model") or "a pipeline object")).name,
         before=None if before is None else picture(before),
         after=picture(after) if found and after.is_file() else None,
+        each=_each(record, list(found)),
         scores=[_unseen(name, name in record.held_out, one) for name, one in found.items()],
         charts=charts(_panels(record), "course", "steps") if steps else None,
         file=str(spec.get("file") or ""),
         stopped=ending(record),
         error=record.error,
         costs=costs_of(record.last.get("cost") or {}),
-        command=record.command(),
+        command=record.command() if spec.get("command") else None,
         settings=_settings(record),
         remarks=record.remarks,
         citation=record.citation,
@@ -74,6 +76,17 @@ def _unseen(name: str, held_out: bool, found: dict[str, dict[str, float]]) -> Un
         wins=f"{wins['value']:.0%} [{wins['low']:.0%}, {wins['high']:.0%}]",
         verdict="good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else "",
     )
+
+
+def _each(record: Record, names: list[str]) -> list[tuple[str, list[str]]]:
+    """The prompts of the sheet in its order, each with the gains of these rewards."""
+    before, after = record.baseline.get("each") or {}, record.last.get("each") or {}
+    gains = [
+        [changed(b - a) for a, b in zip(before[name], after[name], strict=True)] for name in names
+    ]
+    return [
+        (text, [one[i] for one in gains]) for i, text in enumerate(record.spec["unseen"][:SHEET])
+    ]
 
 
 def _panels(record: Record) -> list[Panel]:

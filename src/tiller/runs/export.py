@@ -9,10 +9,12 @@ object), `pipeline` (its class in diffusers), `scheduler` (its short name), `num
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from tiller.core.errors import InvalidInput, RunError
+from tiller.core.errors import InvalidInput, RunError, TillerNotice
+from tiller.runs.affix_report import AFFIX
 from tiller.runs.concept_report import CONCEPT
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.record import Record, read_run
@@ -22,7 +24,7 @@ from tiller.runs.templating import rendered
 FORMATS = ("png", "prompt", "python", "diffusers")
 _ELSEWHERE = ("diffusers", "a1111", "comfyui")
 _WEIGHTS = "unet."  # what the names of trained tensors in best.safetensors begin with
-_CLASSES = {
+SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "lms": "LMSDiscreteScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -33,7 +35,7 @@ _CLASSES = {
 }
 _STEPWISE = ("ddim", "euler_a", "lcm")  # those that can add a noise at each step
 _SD, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-_PIPELINES = {_SD: _SD, "LatentConsistencyModelPipeline": _SD, _XL: _XL}  # -> what redraws it
+PIPELINES = {_SD: _SD, "LatentConsistencyModelPipeline": _SD, _XL: _XL}  # -> what redraws it
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")  # as `encode_prompt` gives them
 _POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
@@ -58,11 +60,17 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         RunError: the run cannot be read, or the export not written.
     """
     record = read_run(run_dir)
-    if record.spec.get("kind") == CONCEPT and to not in available(record):
+    kind = record.spec.get("kind")
+    if kind == CONCEPT and to not in available(record):
         raise InvalidInput(
             f"cannot export to {to!r}: the run learned a concept, which `tiller concept convert "
             f"RUN --to diffusers` (or a1111, comfyui) writes. This run has: "
             f"{', '.join(available(record))}"
+        )
+    if kind == AFFIX and to != "png":
+        raise InvalidInput(
+            f"this run trained an affix, kept in {record.spec['file']}; take that elsewhere: "
+            "tiller affix export FILE --to diffusers"
         )
     if to not in available(record) and (to not in FORMATS or to == "diffusers"):
         raise InvalidInput(
@@ -86,6 +94,14 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         return _write(target, {"best.png": data}) / "best.png"
     settings, data = _inputs(record)
     if to == "diffusers":
+        if record.best_step <= 1:
+            warnings.warn(
+                "the best round is the first, whose weights are the frozen model's own: this "
+                "training raised the reward of the run's picture in no round; train it longer "
+                "(`tiller resume RUN --budget ...`)",
+                TillerNotice,
+                stacklevel=2,
+            )
         name, weights = _weights_file(data)
         return _write(target, {name: weights}) / name
     noise_file, slots = _noise_file(settings, data)
@@ -217,27 +233,27 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
     """
     stepwise = slots.get("noise", 1) > 1
     name = str(settings.get("scheduler") or "ddim")
-    if name not in _CLASSES or (stepwise and name not in _STEPWISE):
+    if name not in SCHEDULERS or (stepwise and name not in _STEPWISE):
         raise RunError(
-            f"a script can redraw runs of {', '.join(_CLASSES)}, and with a noise at each step of "
-            f"{', '.join(_STEPWISE)}; this run has {name!r}. Export it to png or prompt"
+            f"a script can redraw runs of {', '.join(SCHEDULERS)}, and with a noise at each step "
+            f"of {', '.join(_STEPWISE)}; this run has {name!r}. Export it to png or prompt"
         )
     of = str(settings.get("pipeline") or _SD)
-    if of not in _PIPELINES:
+    if of not in PIPELINES:
         raise RunError(
-            f"a script can redraw runs of {', '.join(_PIPELINES)}; this run has {of!r}. Export it "
+            f"a script can redraw runs of {', '.join(PIPELINES)}; this run has {of!r}. Export it "
             "to png or prompt"
         )
-    embeds = (*_EMBEDS, *_POOLED) if _PIPELINES[of] == _XL else _EMBEDS
+    embeds = (*_EMBEDS, *_POOLED) if PIPELINES[of] == _XL else _EMBEDS
     model = settings.get("model_path") or settings.get("model")
     dtype = str(settings.get("dtype") or "float32").removeprefix("torch.")
     single = str(model).endswith((".safetensors", ".ckpt"))
     return rendered(
         "redraw.py.j2",
-        scheduler=_CLASSES[name],
+        scheduler=SCHEDULERS[name],
         stepwise=stepwise,
         drawing=name != "ddim",
-        pipeline=_PIPELINES[of],
+        pipeline=PIPELINES[of],
         embeds=embeds,
         model=None if model is None else str(model),
         noise_path=str(settings.get("noise_path") or "noise.safetensors"),

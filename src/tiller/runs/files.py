@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +61,8 @@ def _explain(error: OSError, path: Path, doing: str, needed: int | None) -> str:
             f"cannot {doing}: {path} or a folder above it is a file, expected a folder. "
             "Give another folder (`--out`), or move the file away"
         )
+    if error.errno == errno.EISDIR:
+        return f"cannot {doing}: {path} is a folder, expected a file. Give another name (`--out`)"
     if error.errno == errno.ENOENT:
         return f"cannot {doing}: {path} does not exist. Check the path"
     if error.errno == errno.ENAMETOOLONG:
@@ -85,6 +88,20 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size / 1e3:.1f} kB"
+
+
+def check_writable(path: Path, doing: str) -> None:
+    """Refuse now what `write_atomically` could not write in the end; makes the folder.
+
+    Raises:
+        RunError: the file cannot be written there.
+    """
+    with explained(path, doing):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def write_atomically(path: Path, data: bytes, doing: str, keep_as: Path | None = None) -> None:
