@@ -22,7 +22,8 @@ from typing import Any
 
 import tiller
 from tiller.affixes.evaluation import Comparison, compared
-from tiller.affixes.training import Plan, train
+from tiller.affixes.plan import Plan
+from tiller.affixes.training import train
 from tiller.models.base import FrozenModel
 from tiller.runs.record import read_run
 from tiller.tasks.statistics import estimated

@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
-        "tiller.affixes.training",
+        "tiller.affixes.plan",
         "tiller.methods._affix_files",
         "tiller.solvers.bayes",
         "tiller.solvers.parts",

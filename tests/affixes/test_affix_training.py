@@ -17,7 +17,8 @@ import torch
 import tiller
 from tiller.affixes.evaluation import Comparison, sheet
 from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
-from tiller.affixes.training import Plan, Training, resume_training, split, train
+from tiller.affixes.plan import Plan, split
+from tiller.affixes.training import Training, resume_training, train
 from tiller.core.budget import Budget
 from tiller.core.errors import Incompatible, InvalidInput, RunError
 from tiller.core.evaluation import Autograd, evaluate

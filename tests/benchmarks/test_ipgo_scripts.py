@@ -21,6 +21,7 @@ SMALL = {
     "drowning": ["--prompts", "1", "--steps", "1"],
     "cost": ["--rounds", "2"],
     "tune": ["--prompts", "1", "--steps", "1", "--arms", "", "lr=0.01"],
+    "phrases": ["--prompts", "2", "--phrases", "a big"],
     "raised": ["--prompts", "2", "--steps", "5", "--reward", "brightness"],
 }
 MORE = {"batch": ["--rewards", "preference"], "ablation": ["--reward", "preference"]}

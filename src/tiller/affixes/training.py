@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from tiller.affixes.evaluation import Comparison, Unseen, compared, means, sheet
 from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
+from tiller.affixes.plan import Plan, spec_of
 from tiller.core.budget import Budget, Cost
 from tiller.core.errors import InvalidInput, RunError
 from tiller.core.search import Phase, Problem, Step
 from tiller.core.solver import Solver
 from tiller.learning import INTERRUPTED, Learned, learn
 from tiller.methods._affix_files import check_model, encode_affix, read_affix
-from tiller.methods._catalog import make_method
 from tiller.methods.ipgo import FEW, SOLVERS, Ipgo
 from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
@@ -29,7 +28,7 @@ from tiller.rewards import RewardSum, make_reward
 from tiller.runs.affix_report import AFFIX
 from tiller.runs.files import check_writable, write_atomically
 from tiller.runs.journal import Entry
-from tiller.runs.store import RunStore, versions
+from tiller.runs.store import RunStore
 from tiller.solvers.bayes import Bayes
 from tiller.solvers.cma import CmaEs
 from tiller.spaces.affixes import Affix, Affixes
@@ -54,90 +53,6 @@ class Trained:
     unseen: dict[str, Comparison]
     cost: Cost
     stopped: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to train, and on what.
-
-    Attributes:
-        prompts: the training set.
-        unseen: prompts that are only looked at; none for no look.
-        reward: what to raise, as `steer` takes it.
-        held_out: rewards to look at and not to raise; None chooses one that is not raised.
-        negative_prompt: what guidance steers away from.
-        batch: prompts a round (IPGO, section 5.4: 4 or 10).
-        epochs: how often each prompt comes (IPGO, appendix B: 20).
-        budget: a limit besides the epochs, such as "images=1000" (IPGO, section 5.4); a `Budget`
-            or text.
-        seed: of everything random.
-        settings: fields of `ipgo`; the learning rate is constant unless `decay` is given.
-
-    Source of the defaults: Ye et al. 2025, "IPGO", section 5.4 and appendix B.
-    """
-
-    prompts: Sequence[str]
-    unseen: Sequence[str] = ()
-    reward: Any = "clip"
-    held_out: str | Sequence[str] | None = None
-    negative_prompt: str = ""
-    batch: int = 4
-    epochs: int = 20
-    budget: Budget | str | None = None
-    seed: int = 0
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "unseen"):
-            if isinstance(given := getattr(self, name), str):
-                raise InvalidInput(f"expected a list of texts as {name}, got {given!r}")
-            texts = [text.strip() for text in getattr(self, name) if text.strip()]
-            object.__setattr__(self, name, texts)
-        if not self.prompts or self.batch < 1 or self.epochs < 1:
-            raise InvalidInput(
-                f"expected prompts, batch >= 1 and epochs >= 1, got {len(self.prompts)} prompts, "
-                f"batch={self.batch}, epochs={self.epochs}"
-            )
-        if both := set(self.prompts) & set(self.unseen):
-            raise InvalidInput(
-                f"unseen prompts are not learned from, and {min(both)!r} is among both "
-                f"({len(both)} in all); leave it out of one of them"
-            )
-
-    @property
-    def limits(self) -> Budget:
-        """The budget, the epochs among its limits."""
-        rounds = self.epochs * -(-len(self.prompts) // min(self.batch, len(self.prompts)))
-        if self.budget is None:
-            return Budget(steps=rounds)
-        own = Budget.parse(self.budget) if isinstance(self.budget, str) else self.budget
-        return dataclasses.replace(own, steps=min(own.steps or rounds, rounds))
-
-
-def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """The prompts, and a share of them held back, chosen by the seed; both in the order given.
-
-    A prompt that is there more than once is on one side only, and held back once.
-
-    Raises:
-        InvalidInput: a share outside [0, 1), or one that leaves nothing to learn from.
-
-    Example:
-        >>> split(["a", "b", "c", "d"], 0.25, seed=0)
-        (['b', 'c', 'd'], ['a'])
-    """
-    if not 0 <= share < 1:
-        raise InvalidInput(f"the share of prompts to hold back must lie in [0, 1), got {share}")
-    distinct = list(dict.fromkeys(prompts))
-    generator = torch.Generator().manual_seed(seed % 2**64)
-    order = torch.randperm(len(distinct), generator=generator).tolist()
-    back = {distinct[i] for i in order[: round(share * len(distinct))]}
-    if len(back) == len(distinct):
-        raise InvalidInput(f"expected prompts to learn from, got {len(prompts)}, all held back")
-    return (
-        [prompt for prompt in prompts if prompt not in back],
-        [prompt for prompt in distinct if prompt in back],
-    )
 
 
 def train(
@@ -173,7 +88,7 @@ def train(
     """
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     reward = make_reward(plan.reward, probe_size=loaded.defaults.height, device=loaded.device)
-    spec = _spec(loaded, plan, reward, Path(file).absolute())
+    spec = spec_of(plan, loaded, reward, Path(file).absolute())
     training = Training({**spec, "command": list(command)}, loaded, reward)
     training.phases()  # refuses what cannot work before there is a folder
     check_writable(Path(spec["file"]), "save the affix")
@@ -371,72 +286,3 @@ def unseen_of(entries: Sequence[Entry]) -> dict[str, Comparison]:
     before = next((line["each"] for line in entries if line.get("kind") == "baseline"), None)
     after = [line["each"] for line in entries if line.get("kind") == "step" and "each" in line]
     return compared(before, after[-1]) if before and after else {}
-
-
-def _spec(model: FrozenModel, plan: Plan, reward: RewardSum, file: Path) -> dict[str, Any]:
-    """All that repeats the training."""
-    _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
-    assert isinstance(method, Ipgo), "that is its name"
-    _check_used(method)
-    return {
-        "kind": AFFIX,
-        "prompt": f"{len(plan.prompts)} prompts",
-        "prompts": plan.prompts,
-        "unseen": plan.unseen,
-        "file": str(file),
-        "batch": plan.batch,
-        "epochs": plan.epochs,
-        "method": {"name": "ipgo", "settings": dataclasses.asdict(method)},
-        "citation": method.citation,
-        "model": model.source,
-        "model_options": model.options,
-        "model_fingerprint": model.fingerprint(),
-        "negative_prompt": plan.negative_prompt,
-        "reward": reward.spec,
-        "held_out": _watched(plan.held_out, reward, model),
-        "budget": str(plan.limits),
-        "seed": plan.seed,
-        "sampler": dataclasses.asdict(method.sampler(model)),
-        "versions": versions(),
-    }
-
-
-def _check_used(method: Ipgo) -> None:
-    """Refuse fields that say nothing of a training."""
-    if method.affix:
-        raise InvalidInput(
-            f"an affix is trained on plain prompts, got affix={method.affix!r}; leave it out"
-        )
-    for name, why in _UNUSED.items():
-        got = getattr(method, name)
-        if got is not None and got != getattr(Ipgo(), name):
-            raise InvalidInput(f"{why}, got {name}={got!r}; leave it out")
-
-
-_UNUSED = {
-    "patience": "unseen prompts are looked at when the training is over",
-    "stop_below": "a training moves no noise whose probability could fall",
-    "shrink": "an affix for many prompts is as long as asked, whatever their lengths",
-}
-
-
-def _watched(asked: str | Sequence[str] | None, reward: RewardSum, model: FrozenModel) -> list[str]:
-    """What to look at beside the optimized rewards: the second CLIP, else the first.
-
-    Raises:
-        InvalidInput: it is optimized as well, or is a Python object.
-    """
-    used = {part.name for part in reward.parts}
-    names = ("clip_heldout", "clip", "brightness")
-    watched = make_reward(
-        asked or next(name for name in names if name not in used),
-        probe_size=model.defaults.height,
-        device=model.device,
-    )
-    if both := used & {part.name for part in watched.parts}:
-        raise InvalidInput(
-            f"{', '.join(sorted(both))} cannot be held out, it is optimized; choose another one"
-        )
-    if watched.spec is None:
-        raise InvalidInput("held-out rewards must be names or files, got a Python object")
-    return watched.spec

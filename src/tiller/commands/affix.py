@@ -83,7 +83,7 @@ def train(
         others = prompts_in(unseen) if unseen is not None else None
         line = TrainingLine(now.console, quiet=quiet)
         with told(now.notice):
-            from tiller.affixes.training import Plan, split
+            from tiller.affixes.plan import Plan, split
             from tiller.affixes.training import train as run
 
             no_loading_bars()
