@@ -30,6 +30,7 @@ from tiller.models.trajectory import Gradient, SamplerSettings, Trajectory
 from tiller.rewards import make_reward
 from tiller.runs.store import RunStore
 from tiller.runs.templating import changed
+from tiller.solvers.cma import CmaEs
 from tiller.spaces.affixes import Affixes
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import save_fake_pipeline
@@ -258,6 +259,21 @@ def test_what_is_drawn_with_the_file_is_what_the_training_drew(
     first, second = (result.best.image.tobytes() for result in results)
     assert first == second
     assert first != results[0].baseline.image.tobytes()
+
+
+def test_without_gradients_the_affix_is_the_middle_of_what_the_search_believes(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    """Rounds score different prompts, so that the best of all is that of the easiest round."""
+    steps: list[Step] = []
+    settings = SETTINGS | {"solver": "cma", "popsize": 4}
+    plan = replace(PLAN, reward="jpeg", held_out="clip", settings=settings)
+    trained = train(model, plan, tmp_path / "a.safetensors", out=tmp_path, on_step=steps.append)
+    solver, space = steps[-1].problem.solver, steps[-1].problem.space
+    assert isinstance(solver, CmaEs)
+    middle = space.decode(space.project(solver.mean(steps[-1].state.solver)))
+    assert torch.equal(trained.affix.suffix, middle.suffix)
+    assert not torch.equal(trained.affix.suffix, space.decode(steps[-1].best.z).suffix)
 
 
 def test_a_sum_is_compared_by_its_parts_and_as_a_whole(model: FrozenModel, tmp_path: Path) -> None:

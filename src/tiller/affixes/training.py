@@ -233,8 +233,13 @@ class Training:
         return {**kept, "image": "images/best.png"}
 
     def _result(self, solver: Solver[Any], state: Any, best: Tensor) -> Affix:
-        """The affix where the last step led; for solvers that only propose, the best of all."""
-        stands = solver.stands(state)
+        """The affix where the search stands, for each round scores other prompts.
+
+        That of a gradient is where the last step led, that of CMA-ES the middle of its
+        distribution. Bayesian optimization has no such place: its is the best of all rounds.
+        """
+        middle = self.space.project(solver.mean(state)) if isinstance(solver, CmaEs) else None
+        stands = solver.stands(state) if middle is None else middle
         with torch.no_grad():
             return self.space.decode(best if stands is None else stands)
 
