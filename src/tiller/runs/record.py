@@ -68,8 +68,9 @@ class Record:
     @property
     def held_out(self) -> tuple[str, ...]:
         """The names of the rewards that were only watched: the keys of their scores."""
-        if "held_out" in self.baseline:
-            return tuple(self.baseline["held_out"])
+        names = self.baseline.get("held_out")
+        if isinstance(names, list):  # of a concept's run it is a loss
+            return tuple(names)
         return tuple(weighted(name)[0] for name in self._watched)
 
     @property
