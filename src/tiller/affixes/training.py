@@ -238,8 +238,9 @@ class Training:
         That of a gradient is where the last step led, that of CMA-ES the middle of its
         distribution. Bayesian optimization has no such place: its is the best of all rounds.
         """
-        middle = self.space.project(solver.mean(state)) if isinstance(solver, CmaEs) else None
-        stands = solver.stands(state) if middle is None else middle
+        stands = solver.stands(state)
+        if isinstance(solver, CmaEs):
+            stands = self.space.project(solver.mean(state))
         with torch.no_grad():
             return self.space.decode(best if stands is None else stands)
 

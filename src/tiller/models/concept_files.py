@@ -79,10 +79,8 @@ def split_named(spec: str) -> tuple[Path, str | None]:
         (PosixPath('duck.safetensors'), '<my-duck>')
     """
     file, equals, token = spec.rpartition("=")
-    if not equals:
-        return located(spec), None
     whole = located(spec)
-    return (whole, None) if whole.exists() else (located(file), token)
+    return (located(file), token) if equals and not whole.exists() else (whole, None)
 
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:
