@@ -197,7 +197,7 @@ def test_another_folder_is_measured_and_described_beside_it(
     metrics = evaluate.evaluate(tmp_path / "weights")
     assert json.loads((tmp_path / "weights" / "metrics.json").read_text()) == metrics
     written = " ".join((tmp_path / "MODEL_CARD.md").read_text().split())
-    assert "On a GPU in bfloat16" in written
+    assert "On a GPU. Seconds" in written
     assert "side by side: vae 7, clip 7" in written
     assert "not trained in one go" not in written
     assert (tmp_path / "samples.png").exists()

@@ -122,7 +122,6 @@ def _spent(metrics: dict[str, Any]) -> str:
         return SHIPPED
     took = ", ".join(f"{name} {seconds:,.0f}" for name, seconds in metrics["seconds"].items())
     return textwrap.fill(
-        f"On {metrics['device']} in bfloat16 autocast. Seconds that each part took, some of them "
-        f"side by side: {took}.",
+        f"On {metrics['device']}. Seconds that each part took, some of them side by side: {took}.",
         100,
     )

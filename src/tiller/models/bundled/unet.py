@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .advance import Batch
+from .advance import Batch, autocast
 from .augment import signed
 from .scenes import scenes
 from .train import CPU, Arrays, Machine, Plan, Task, drawn_ahead, fit, moved, write_atomically
@@ -126,7 +126,7 @@ def encode_pool(
 def encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
     """Pictures [n, 64, 64, 3] of bytes -> latents [n, 4, 16, 16] of unit std, half precision."""
     device = vae.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         latents: Tensor = vae.encode(signed(images.to(device))).latents
     return (latents.float() * float(vae.config.scaling_factor)).half().cpu()
 
@@ -134,7 +134,7 @@ def encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
 @torch.no_grad()
 def read(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     """Token ids [n, L] -> the frozen encoder's last hidden states [n, L, width], half precision."""
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with autocast(ids.device):
         parts = [
             text_encoder(input_ids=part.long()).last_hidden_state.half()
             for part in torch.split(ids, 500)
