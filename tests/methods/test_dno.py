@@ -86,8 +86,10 @@ def test_every_variant_keeps_every_promise(settings: dict[str, Any], task: Task)
     check_method(replace(SMALL, **settings), task, budget=Budget(steps=4))
 
 
-def test_the_last_steps_noises_alone_are_optimized(task: Task) -> None:
-    steps = list(search_phases(replace(SMALL, gradient="last(2)").build(task), Budget(steps=3)))
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_the_last_steps_noises_alone_are_optimized(gamma: float, task: Task) -> None:
+    method = replace(SMALL, gradient="last(2)", gamma=gamma, own_order=gamma > 0)
+    steps = list(search_phases(method.build(task), Budget(steps=3)))
     reached = [index >= 1 for index in problem(SMALL, task).objective.trajectory.noisy_steps]
     moved = (steps[-1].z != steps[0].z).flatten(2).any(dim=2)[0].tolist()
     assert moved == [False, *reached]

@@ -18,7 +18,7 @@ from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import Draw, keyed_generator
 from tiller.spaces import probability as module
-from tiller.spaces.probability import OwnOrder, Prno, probability
+from tiller.spaces.probability import OfLast, OwnOrder, Prno, probability
 from tiller.testing.fakes import FakeQuadratic
 
 DRAW = Draw(seed=3, round=7)
@@ -248,6 +248,18 @@ def test_own_order_sees_what_random_orders_do_not() -> None:
     assert float(own.value(shifted, DRAW)) > float(own.value(draw, DRAW)) + 5
     value, gradient = own.value_and_gradient(shifted, DRAW)
     assert float(own.value(shifted - 0.5 * gradient, DRAW)) < float(value)
+
+
+@pytest.mark.parametrize("inner", [Prno(b=5), OwnOrder()], ids=["prno", "own order"])
+def test_the_last_noises_alone_are_regularised(inner: Prno | OwnOrder) -> None:
+    z = 2 * torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    draw = Draw(1, 2)
+    value, gradient = OfLast(inner, slots=3).value_and_gradient(z, draw)
+    wanted, slope = inner.value_and_gradient(z[:, 1:], draw)
+    assert torch.equal(value, wanted)
+    assert torch.equal(value, OfLast(inner, slots=3).value(z, draw))
+    assert not gradient[:, 0].any()
+    assert torch.equal(gradient[:, 1:], slope)
 
 
 def test_no_graph_is_kept_however_many_orders() -> None:

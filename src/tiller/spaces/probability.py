@@ -202,6 +202,32 @@ class OwnOrder(Regulariser):
         return total.to(z.dtype)
 
 
+@dataclass(frozen=True)
+class OfLast(Regulariser):
+    """Another regulariser, over the last noises alone; it leaves the earlier ones where they are.
+
+    Attributes:
+        inner: what is taken of them.
+        slots: how many noises.
+        weight: of the whole; the inner one's own says nothing.
+    """
+
+    inner: Regulariser
+    slots: int
+    weight: float = 1.0
+
+    def value(self, z: Tensor, draw: Draw) -> Tensor:
+        """The inner penalty [n] of the last noises of z [n, slots, ...]."""
+        return self.inner.value(z[:, -self.slots :], draw)
+
+    def value_and_gradient(self, z: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Both; the gradient is 0 at the earlier noises."""
+        value, slope = self.inner.value_and_gradient(z[:, -self.slots :], draw)
+        gradient = torch.zeros_like(z)
+        gradient[:, -self.slots :] = slope
+        return value, gradient
+
+
 class _Penalty(torch.autograd.Function):
     """`Prno.value` for whoever differentiates it: keeps the closed-form gradient, nothing else."""
 
