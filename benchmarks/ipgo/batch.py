@@ -75,7 +75,7 @@ def ipgo(
     """(pictures drawn, the unseen prompts within the affix) as training goes."""
     _, method = make_method("ipgo", {"decay": 1.0, **own})
     assert isinstance(method, Ipgo)
-    space = method.affixes(model.encode([""]).prompt_embeds.shape[2])
+    space = method.affixes(model)
     objective = BatchPictures(
         method.trajectory(model),
         reward,

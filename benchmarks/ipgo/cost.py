@@ -122,7 +122,7 @@ def main() -> None:
     table: dict[str, Any] = {
         name: {"plain pictures": _spread(found)} for name, found in ratios.items()
     }
-    affixes = usual.affixes(model.encode([""]).prompt_embeds.shape[2])
+    affixes = usual.affixes(model)
     z = affixes.sample(1, Stream(0))
     tokens = median_time(lambda: affixes.project(_leaf(affixes, z)), clock, options.rounds)
     share = tokens / statistics.median(times["ipgo, last(1)"])

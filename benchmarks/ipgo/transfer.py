@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def main() -> None:
 
 def _key(options: argparse.Namespace, reward: str, arm: str, seed: int) -> dict[str, Any]:
     """All that one training depends on."""
-    settings: dict[str, Any] = dict(pair.split("=", 1) for pair in arm.split())
+    settings: dict[str, Any] = dict(pair.split("=", 1) for pair in shlex.split(arm))
     counts = {name: int(settings.pop(name, getattr(options, name))) for name in ("batch", "epochs")}
     return {
         "model": options.model,

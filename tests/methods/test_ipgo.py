@@ -105,6 +105,18 @@ def test_it_begins_with_the_models_own_picture_and_keeps_its_noise(task: Task) -
         assert x.conditioning.prompt_embeds.shape[1] == 2 + 9 + 3
 
 
+def test_it_begins_from_words_that_are_given(task: Task) -> None:
+    first, second, *_ = run(replace(SMALL, start="a blue dog", anchor="none"), task, 3)
+    affix, said = space_of(second).affix(second.z), "abluedog"
+    states = task.model.encode(["a blue dog"], [""]).prompt_embeds
+    assert affix.prefix.shape[1] == 0
+    assert not affix.anchored
+    assert torch.equal(affix.suffix, states[:, 1 : len(said) + 2])
+    assert first.phase == "unsteered"
+    with pytest.raises(InvalidInput, match="expected words as start"):
+        replace(SMALL, start=" ").build(task)
+
+
 def test_the_reward_rises(task: Task) -> None:
     steps = run(replace(SMALL, lr=0.1, gamma=0.0, gradient="full"), task, 12)
     assert steps[-1].best.reward > float(steps[0].evaluation.reward[0])

@@ -277,8 +277,9 @@ class Training:
         return "bayes" if self._space("cma").dimension <= FEW else "cma"
 
     def _space(self, kind: str) -> Affixes:
-        width = self.prompts.encoded(0).prompt_embeds.shape[2]
-        return self.method.affixes(width, moves="all" if kind == "gradient" else "coefficients")
+        return self.method.affixes(
+            self.model, moves="all" if kind == "gradient" else "coefficients"
+        )
 
     def _solver(self, kind: str) -> Solver[Any]:
         method = self.method

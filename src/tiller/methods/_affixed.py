@@ -13,6 +13,7 @@ from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.core.objective import Regulariser
 from tiller.core.search import Phase, Problem
 from tiller.methods.base import Method, Task
+from tiller.models.base import FrozenModel
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.schedules import Constant, Exponential, Schedule
 from tiller.spaces.affixes import Affixes
@@ -37,6 +38,9 @@ class AffixMethod(Method):
         anchor: padding, the tokens are added to the state of the prompt's own padding, in whose
             place they stand, so that the search begins near the unsteered picture (ours); none,
             they stand by themselves (IPGO).
+        start: words whose states the tokens begin as, after the prompt and free to move (ours).
+            They say how many there are; prefix, suffix, rank, form, anchor and shrink say nothing
+            then. None for a random start (IPGO).
         gamma: weight of the conformity penalty (IPGO, appendix B: 1e-3; 0 leaves it out).
         shrink: a side is at most so many times as long as the prompt with its ends, because long
             affixes drown short prompts (IPGO, appendix D, advises it; the rule is ours); none for
@@ -56,6 +60,7 @@ class AffixMethod(Method):
     bounded: bool = True
     rotate: bool = True
     anchor: str = "padding"
+    start: str | None = None
     gamma: float = 1e-3
     shrink: float | None = 2.0
     lr: float = 3e-3
@@ -90,13 +95,21 @@ class AffixMethod(Method):
         """What multiplies the learning rate."""
         return Constant() if self.decay == 1 else Exponential(self.decay, self.decay_every)
 
-    def affixes(self, width: int, *, longest: int | None = None, moves: str = "all") -> Affixes:
+    def affixes(
+        self, model: FrozenModel, *, longest: int | None = None, moves: str = "all"
+    ) -> Affixes:
         """The space of the tokens, each side at most `longest` of them."""
-        if moves == "coefficients" and self.form != "rotated":
+        if moves == "coefficients" and (self.form != "rotated" or self.start is not None):
             raise InvalidInput(
-                "solvers that compare scores search the coefficients and angles of form=rotated, "
-                f"got form={self.form!r}; leave it out, or take a reward with a gradient"
+                "solvers that compare scores search the coefficients and angles of form=rotated "
+                f"from a random start, got form={self.form!r} and start={self.start!r}; leave them "
+                "out, or take a reward with a gradient"
             )
+        if self.start is not None:
+            start = _states(model, self.start)
+            count, width = start.shape
+            return Affixes(width, prefix=0, suffix=count, rank=1, form="plain", start=start)
+        width = model.encode([""], [""]).prompt_embeds.shape[2]
         most = max(self.prefix, self.suffix) if longest is None else longest
         return Affixes(
             width,
@@ -117,8 +130,9 @@ class AffixMethod(Method):
         Warns (`TillerNotice`) where the affixes are shortened for a short prompt.
         """
         words = self.words(task)
-        affixes = self.affixes(words.width, longest=self._longest(task), moves=moves)
-        if (affixes.prefix, affixes.suffix) != (self.prefix, self.suffix):
+        affixes = self.affixes(task.model, longest=self._longest(task), moves=moves)
+        asked = (self.prefix, self.suffix)
+        if self.start is None and (affixes.prefix, affixes.suffix) != asked:
             (count,) = task.model.token_counts([task.prompt])
             warnings.warn(
                 f"the prompt has {count} tokens with its ends, so it gets {affixes.prefix} + "
@@ -151,6 +165,15 @@ class AffixMethod(Method):
             return None
         (count,) = task.model.token_counts([task.prompt])
         return max(1, int(self.shrink * count))
+
+
+def _states(model: FrozenModel, text: str) -> torch.Tensor:
+    """What the encoder makes of some words, without their beginning [count, width]."""
+    (count,) = model.token_counts([text])
+    if count < 3:
+        raise InvalidInput(f"expected words as start, got {text!r}; leave it out for a random one")
+    states = model.encode([text], [""]).prompt_embeds
+    return states[0, 1 : min(count, states.shape[1])].detach().float().cpu()
 
 
 def at(space: AffixedPrompt, noise: torch.Tensor) -> AffixedPrompt:

@@ -120,6 +120,5 @@ class Ipgo(AffixMethod):
 
     def _black_box(self, task: Task) -> str:
         longest = self._longest(task)
-        width = task.conditioning().prompt_embeds.shape[2]
-        few = self.affixes(width, longest=longest, moves="coefficients").dimension <= FEW
+        few = self.affixes(task.model, longest=longest, moves="coefficients").dimension <= FEW
         return "bayes" if few else "cma"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -80,6 +80,8 @@ class Affixes(Continuous[Affix]):
         moves: all, or coefficients: E is a fixed random basis, and z holds Z and theta / pi alone,
             every number in [-1, 1]. For solvers that compare scores.
         dtype: of z.
+        start: [suffix, d] tokens that every candidate begins with instead of random ones (ours);
+            with form=plain, and without a prefix.
 
     Raises:
         InvalidInput: a field is out of its range.
@@ -106,6 +108,7 @@ class Affixes(Continuous[Affix]):
     anchored: bool = False
     moves: str = "all"
     dtype: torch.dtype = torch.float32
+    start: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.prefix, self.suffix) < 0 or not self.prefix + self.suffix:
@@ -124,6 +127,14 @@ class Affixes(Continuous[Affix]):
             raise InvalidInput(
                 f"rank (N) must lie in [1, {self.width}], the width of the encoder's states; got "
                 f"rank={self.rank!r}"
+            )
+        if self.start is not None and (
+            self.form != "plain" or self.prefix or self.start.shape != (self.suffix, self.width)
+        ):
+            raise InvalidInput(
+                "a start is a suffix of free tokens: expected form=plain, prefix=0 and a shape of "
+                f"[{self.suffix}, {self.width}], got form={self.form!r}, prefix={self.prefix} and "
+                f"{list(self.start.shape)}"
             )
         if self.rotate and self.width % 2:
             raise InvalidInput(
@@ -220,6 +231,8 @@ class Affixes(Continuous[Affix]):
 
     def _start(self, generator: Generator) -> Tensor:
         """One candidate's z [dimension]."""
+        if self.start is not None:
+            return self.start.T.reshape(-1).to(self.dtype)
         sides: list[Tensor] = []
         for k, (m, shapes) in enumerate(
             zip((self.prefix, self.suffix), self._sides(), strict=True)
