@@ -2,13 +2,14 @@
 (figure 7 and the shape of table 1).
 
     python benchmarks/dno/rewards.py [--prompts 20] [--seeds 3] [--steps 20] [--rewards clip]
-        [--methods raw best_of_n dno] [--json]
+        [--methods raw best_of_n dno] [--split train] [--json]
 
 preference and clip; every method gets the same number of denoiser forwards plus backwards: what dno
 uses in `--steps` gradient steps. Runs go side by side and their seconds are shares of a common
 call: they compare methods within one process, and say nothing of a run alone. "At equal time" is
 what each method had when the quickest of them was over. Two processes may do one reward each, and a
-third prints the table: finished runs are found in `--out`.
+third prints the table: finished runs are found in `--out`. `--split train` takes prompts of the
+training scenes, for choosing settings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tiller
+from tiller.models.bundled.captions import Split
 from tiller.models.bundled.captions import prompts as evaluation_prompts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,11 +28,11 @@ from grid import Row, against, arguments, grid, mean, report, save, summary, ver
 PAIRS = {"clip": ["clip_heldout", "preference"], "preference": ["clip_heldout", "clip"]}
 
 
-def mixed(count: int) -> list[str]:
-    """Test prompts, three of four with one subject, the others with two."""
+def mixed(count: int, split: Split = "test") -> list[str]:
+    """Prompts, three of four with one subject, the others with two."""
     one = count * 3 // 4
-    found = evaluation_prompts("test", one, seed=7, kind="one")
-    found += evaluation_prompts("test", count - one, seed=7, kind="two")
+    found = evaluation_prompts(split, one, seed=7, kind="one")
+    found += evaluation_prompts(split, count - one, seed=7, kind="two")
     return [prompt for prompt, _ in found]
 
 
@@ -44,6 +46,7 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "reno": {"method": "reno", "budget": f"steps={steps}"},
         "dno": {"method": "dno", "lr": 0.01, "budget": f"steps={steps}"},
         "dno_fast": {"method": "dno", "lr": 0.05, "budget": f"steps={steps}"},
+        "dno_prno_fast": {"method": "dno", "lr": 0.03, "gamma": 0.1, "budget": f"steps={steps}"},
         "dno_prno": {"method": "dno", "gamma": 0.1, "budget": f"steps={steps}"},
         "dno_warm": {
             "method": "dno",
@@ -83,9 +86,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--rewards", nargs="+", default=list(PAIRS), choices=PAIRS)
+    parser.add_argument("--split", default="test", choices=("train", "test"))
     options = parser.parse_args()
     model = tiller.load_model(options.model)
-    prompts = mixed(options.prompts)
+    prompts = mixed(options.prompts, options.split)
     forwards = 2 * model.defaults.num_inference_steps
     table: dict[str, Any] = {}
     for reward in options.rewards:
