@@ -17,7 +17,7 @@ from tiller.models.base import FrozenModel
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.schedules import Constant, Exponential, Schedule
 from tiller.spaces.affixes import Affixes
-from tiller.spaces.insertion import AffixedPrompt, Conformity, Prompts
+from tiller.spaces.insertion import AffixedPrompt, Conformity, Prompts, Words
 
 ANCHORS = ("padding", "none")
 
@@ -172,8 +172,9 @@ def _states(model: FrozenModel, text: str) -> torch.Tensor:
     (count,) = model.token_counts([text])
     if count < 3:
         raise InvalidInput(f"expected words as start, got {text!r}; leave it out for a random one")
-    states = model.encode([text], [""]).prompt_embeds
-    return states[0, 1 : min(count, states.shape[1])].detach().float().cpu()
+    encoded = model.encode([text], [""])
+    words = Words.of(encoded, min(count, encoded.prompt_embeds.shape[1]))
+    return words.states[0, 1:].detach().float().cpu()
 
 
 def at(space: AffixedPrompt, noise: torch.Tensor) -> AffixedPrompt:

@@ -45,8 +45,8 @@ class Dno(Method):
         eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
         gradient: full, through every step, or last(K): the noises of the last K steps alone are
             optimized, for K steps' backward (the release's `opt_time`).
-        lr: Adam's learning rate (DNO appendix: .01; here .03 with gamma = .1 gained more in twenty
-            steps, at the same held-out score).
+        lr: Adam's learning rate (DNO appendix: .01; .03 with gamma = .1 gains more in few steps,
+            and on preference keeps a little less of the picture).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent, for at most half of the budget; 0 starts at
