@@ -208,4 +208,19 @@ def test_the_card_is_the_text_of_its_metrics() -> None:
     from tiller.models.bundled.card import card
 
     metrics = json.loads((WEIGHTS / "metrics.json").read_text())
-    assert (WEIGHTS.parent / "MODEL_CARD.md").read_text() == card(metrics)
+    again = json.loads((WEIGHTS.parent / "retrained.json").read_text())
+    assert (WEIGHTS.parent / "MODEL_CARD.md").read_text() == card(metrics, again)
+    assert "trained again" not in card(metrics)
+
+
+def test_one_command_from_nothing_gives_a_model_as_good() -> None:
+    metrics = json.loads((WEIGHTS / "metrics.json").read_text())
+    again = json.loads((WEIGHTS.parent / "retrained.json").read_text())
+    assert again["steps"] == metrics["steps"]
+    for count in ("one", "two"):
+        n = metrics["prompts"][f"{count}_prompts"]
+        assert n == again["prompts"][f"{count}_prompts"]
+        for key in ("subjects_right", "colours_right", "background_right", "faithful"):
+            first, second = (m["prompts"][f"{count}_{key}"] for m in (metrics, again))
+            noise = 2 * (first * (1 - first) / n + second * (1 - second) / n) ** 0.5
+            assert second > first - noise - 1 / n

@@ -49,7 +49,9 @@ def evaluate(weights: Path, device: torch.device | str = "cpu") -> dict[str, Any
     metrics["sampling"] = sampling_time(pipeline)
     metrics["prompts"], images = faithfulness(pipeline, judge)
     (weights / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (weights.parent / "MODEL_CARD.md").write_text(card(metrics))
+    again = weights.parent / "retrained.json"  # a second training of the package's own weights
+    found = json.loads(again.read_text()) if again.exists() else None
+    (weights.parent / "MODEL_CARD.md").write_text(card(metrics, found))
     sheet(images[:32]).save(weights.parent / "samples.png", optimize=True)
     print(json.dumps(metrics, indent=2), flush=True)
     return metrics
