@@ -176,6 +176,8 @@ def test_a_run_of_the_bundled_model_goes_on_bit_for_bit(emoji: FrozenModel, tmp_
     again = resume_concept(run, model=emoji)
     assert again.cost.forwards == whole.cost.forwards == 2 * 3 * 1 * 1 * 2
     assert again.cost.images == whole.cost.images == 2 * 3 * 1
-    assert again.aside == whole.aside == (1 + 2 + 2 + 2) * 2 * 2  # e0, two looks, the report
+    assert (
+        again.aside == whole.aside == (1 + 2 + 2 + 2) * 2 * 20 * 2
+    )  # e0, two looks, the report: whole drawings
     assert again.loss == whole.loss
     assert torch.equal(again.concept.vectors[0], whole.concept.vectors[0])

@@ -20,8 +20,8 @@ from tiller.spaces.concept import ConceptSpace
 AUTO, DRAWN, DENOISING = LOSSES = ("auto", "drawn", "denoising")
 # What a field that is None stands for, by loss: a drawing says more than a trial, and costs more.
 OPEN: dict[str, dict[str, Any]] = {
-    DRAWN: {"held_out_draws": 16, "check_every": 5, "preview_every": 8},
-    DENOISING: {"held_out_draws": 64, "check_every": 10, "preview_every": 50},
+    DRAWN: {"draws": 2, "held_out_draws": 8, "check_every": 5, "preview_every": 8},
+    DENOISING: {"draws": 4, "held_out_draws": 64, "check_every": 10, "preview_every": 50},
 }
 
 
@@ -34,7 +34,8 @@ class ConceptMethod(ABC):
     Attributes:
         loss: denoising (the papers'), drawn (ours: quick drawings compared with the pictures by the
             CLIP), or auto: drawn for the bundled model, where the other was measured to fail.
-        sketch_steps: of the sampler for a drawing of the drawn loss; all of them if it has fewer.
+        sketch_steps: of the sampler for a drawing that the drawn loss searches with; all of them
+            if it has fewer. What chooses, at the start and at each look, takes all of them.
         tokens: pseudo-words, 1 to 3 as a rule (the paper, section 4.3: one edits best).
         init: where the search begins: clip (the paper's cross-attention over the vocabulary), best
             (that, or one of the nearest words, whichever has the lowest loss; ours), random (a word
@@ -43,14 +44,15 @@ class ConceptMethod(ABC):
         temperature: of the attention's softmax (CLIP's own scale; the paper prints none).
         clip: of the start and of the drawn loss: auto, emoji, or the hub id or folder of a
             CLIPModel.
-        draws: of one evaluation: (picture, timestep, noise) trials (the paper: 20), or drawings.
+        draws: of one evaluation: (picture, timestep, noise) trials (the paper: 20), or drawings;
+            None for 4 trials, or 2 drawings.
         templates: different sentences among them, at most.
         ground: whether sentences say what colour is behind the thing ("on a blue background"),
             where a picture's border has one; else the word has to explain it as well (ours).
         flip: chance that a picture is seen in the mirror.
         t_low: the part of the noise schedule that is tried begins here; 0 is clean.
         t_high: and ends here; 1 is pure noise.
-        held_out_draws: trials that no search step sees, which choose the result; None for 64, or 16
+        held_out_draws: trials that no search step sees, which choose the result; None for 64, or 8
             drawings.
         check_every: rounds from one look at them to the next; None for 10, or 5 of drawings.
         patience: looks without a gain of a thousandth, after which the search ends; 0 for never.
@@ -59,12 +61,12 @@ class ConceptMethod(ABC):
     """
 
     loss: str = AUTO
-    sketch_steps: int = 4
+    sketch_steps: int = 8
     tokens: int = 1
     init: str = AUTO
     temperature: float = 100.0
     clip: str = "auto"
-    draws: int = 4
+    draws: int | None = None
     templates: int = 2
     ground: bool = True
     flip: float = 0.0
@@ -120,7 +122,7 @@ class ConceptMethod(ABC):
 
     def sampling(self) -> Sampling:
         """What a round's losses are taken over."""
-        return self._sampling(self.draws, self.templates)
+        return self._sampling(1 if self.draws is None else self.draws, self.templates)
 
     def held_out(self) -> Sampling:
         """What chooses the result: the same, of more trials and sentences."""

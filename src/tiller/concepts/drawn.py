@@ -59,7 +59,7 @@ class DrawnLoss(ConceptLoss):
         pictures: [N, 3, H, W] in [0, 1], the given ones.
         templates: the sentences, each with one `{}`.
         sampling: what a round is taken over; `draws` drawings.
-        steps: of the sampler for one drawing, at most as many as it has.
+        steps: of the sampler for one drawing, at most as many as it has; None for all.
         places: how the sentences about each picture end, "" for as they are.
         rows: of one denoiser call at most; guidance takes two a drawing.
 
@@ -84,7 +84,7 @@ class DrawnLoss(ConceptLoss):
         templates: Sequence[str],
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         *,
-        steps: int = 4,
+        steps: int | None = 4,
         places: Sequence[str] = (),
         rows: int = 128,
     ) -> None:
@@ -94,7 +94,7 @@ class DrawnLoss(ConceptLoss):
         super().__init__(model, templates, sampling, ends, rows)
         self.tower = tower
         self.path = Trajectory(model)
-        steps = min(steps, self.path.num_steps)
+        steps = min(steps or self.path.num_steps, self.path.num_steps)
         self.steps = [i * self.path.num_steps // steps for i in range(steps)]
         with torch.no_grad():
             self._given = tower.embed_images(pictures.to(tower.model.device)).float()

@@ -19,7 +19,7 @@ from tiller.core.rng import Draw
 from tiller.models.base import FrozenModel
 from tiller.rewards._tower import EMOJI, Tower, tower_for
 
-NEAREST, SKETCHES = 12, 8  # words that may be the start, and trials that each is given
+NEAREST, TRIALS = 12, 4  # words that may be the start, and trials that each is given
 BATCH = 256  # sentences that go through the CLIP at once
 CLIP_OF_WIDTH = {
     768: "openai/clip-vit-large-patch14",

@@ -288,8 +288,8 @@ def _material(
     material = beginning_at(start)
     if method.init != "best":
         return material, began
-    trials = Sampling(initialize.SKETCHES, initialize.SKETCHES)
-    loss = material.loss(model, method, trials)
+    trials = Sampling(initialize.TRIALS, initialize.TRIALS)
+    loss = material.loss(model, method, trials, whole=True)
     start, word = initialize.lowest(loss, start, words, began, Draw(seed, _STARTING))
     return beginning_at(start), began[:5] if word is None else [word]
 

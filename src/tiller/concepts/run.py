@@ -86,9 +86,19 @@ class Material:
     places: tuple[str, ...] = ()
 
     def loss(
-        self, model: FrozenModel, method: ConceptMethod, sampling: Sampling, rows: int = 128
+        self,
+        model: FrozenModel,
+        method: ConceptMethod,
+        sampling: Sampling,
+        rows: int = 128,
+        *,
+        whole: bool = False,
     ) -> ConceptLoss:
-        """The method's loss of the pictures in these sentences, over the sampling."""
+        """The method's loss of the pictures in these sentences, over the sampling.
+
+        `whole`: drawings take all of the sampler's steps. Sketches are enough to search with, and
+        too coarse to choose by.
+        """
         if method.loss == DENOISING:
             return self.denoising(model, sampling, rows)
         return DrawnLoss(
@@ -97,7 +107,7 @@ class Material:
             self.pixels,
             self.templates,
             sampling,
-            steps=method.sketch_steps,
+            steps=None if whole else method.sketch_steps,
             places=self.places,
             rows=rows,
         )
@@ -170,7 +180,7 @@ class ConceptRun:
         self.budget = Budget.parse(spec["budget"])
         rows = int(spec["rows"])
         self.objective = material.loss(model, method, method.sampling(), rows)
-        self._held_out = material.loss(model, method, method.held_out(), rows)
+        self._held_out = material.loss(model, method, method.held_out(), rows, whole=True)
         self._watch: Watch | None = None
         self._look: Look | None = None
         self._looked = 0  # forwards of the latest look
