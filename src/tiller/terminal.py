@@ -211,7 +211,7 @@ def summary(
         ("next", clean(f"tiller report {run}")),
         ("", clean(f"tiller export {run} --to {_best_export(result.run_dir)}")),
     ]
-    if (more := _more(result.stopped)) is not None:
+    if result.method != "raw" and (more := _more(result.stopped)) is not None:
         facts.append(("", clean(f"tiller resume {run}{more}")))
     return [table, "", *(f"{name:<9}{value}" for name, value in facts)]
 

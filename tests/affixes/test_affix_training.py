@@ -296,6 +296,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_drawn(
     for file, says in ((tmp_path, "is a folder"), (tmp_path / "text" / "a", "above it is a file")):
         with pytest.raises(RunError, match=says):
             train(model, PLAN, file, out=tmp_path / "runs")
+    with pytest.raises(InvalidInput, match="is there already; give another file"):
+        train(model, PLAN, tmp_path / "text", out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     plan = replace(PLAN, epochs=1, unseen=(), budget=Budget(images=2))
     trained = train(model, plan, tmp_path / "new" / "a.safetensors", out=tmp_path)

@@ -50,6 +50,8 @@ def test_quiet_says_nothing_on_stderr(steer: Tiller) -> None:
     ended = steer("a red cat", "--method", "raw", "--quiet")
     assert ended.code == 0
     assert ended.err == ""
+    assert "tiller report" in ended.out
+    assert "tiller resume" not in ended.out, "raw has nothing to go on with"
 
 
 def test_auto_says_what_it_picked(steer: Tiller) -> None:

@@ -69,7 +69,7 @@ def train(
     Args:
         model: what `load_model` takes or returns.
         plan: what to train, and on what.
-        file: the affix file to write.
+        file: the affix file to write; one that is there is refused.
         out: the folder that gets the run's folder.
         on_step: called after each round.
         command: the words that repeat it in a shell, for the report.
@@ -92,6 +92,8 @@ def train(
     training = Training({**spec, "command": list(command)}, loaded, reward)
     training.phases()  # refuses what cannot work before there is a folder
     check_writable(Path(spec["file"]), "save the affix")
+    if Path(spec["file"]).is_file():
+        raise InvalidInput(f"{file} is there already; give another file (--out), or move it away")
     store = RunStore.create(out, training.spec, f"{AFFIX}-ipgo")
     return training.run(store, on_step)
 
