@@ -2,9 +2,10 @@
 
     python benchmarks/ipgo/drowning.py [--prompts 8] [--seeds 1] [--steps 50] [--json]
 
-One-word prompts, the reward preference: 30 + 30 tokens as in the figure, 10 + 10, and shrunk to the
-prompt as tiller does by default; each with the tokens by themselves and on the padding. What the
-picture still says of the prompt is the held-out CLIP and the judge's verdict, by the step.
+Prompts of a noun and its article (the bundled model draws anything of a bare word), the reward
+preference: 30 + 30 tokens as in the figure, 10 + 10, and shrunk to the prompt as tiller does by
+default; each with the tokens by themselves and on the padding. What the picture still says of the
+prompt is the held-out CLIP and the judge's verdict, by the step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import tiller
 from tiller.core.errors import TillerNotice
 from tiller.models.bundled.captions import SUBJECT_NAMES
+from tiller.words.inflection import article
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import arguments, course, grid, report, save, summary
@@ -45,7 +47,7 @@ def main() -> None:
     found = {
         name: grid(
             model,
-            list(SUBJECT_NAMES[: options.prompts]),
+            [f"{article(name)} {name}" for name in SUBJECT_NAMES[: options.prompts]],
             options.seeds,
             options.out,
             method="ipgo",

@@ -94,6 +94,9 @@ def test_every_sentence_has_its_place_for_the_word(subject: str, emoji_words: bo
     said = templates.training(subject, emoji=emoji_words)
     assert len(said) == len(set(said))
     assert all(text.count("{}") == 1 for text in said)
+    if emoji_words:  # of a sentence without an article the bundled model draws anything
+        edits = [template for template, _ in templates.edits(subject, emoji=True)]
+        assert all(text.startswith("a ") for text in (*said, *edits))
     if not emoji_words:
         assert len(said) == {"object": 27, "style": 19}[subject]
     for template, rest in templates.edits(subject, emoji=emoji_words):

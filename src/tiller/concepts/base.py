@@ -20,7 +20,7 @@ from tiller.spaces.concept import ConceptSpace
 AUTO, DRAWN, DENOISING = LOSSES = ("auto", "drawn", "denoising")
 # What a field that is None stands for, by loss: a drawing says more than a trial, and costs more.
 OPEN: dict[str, dict[str, Any]] = {
-    DRAWN: {"draws": 2, "held_out_draws": 8, "check_every": 5, "preview_every": 8},
+    DRAWN: {"draws": 2, "held_out_draws": 16, "check_every": 8, "preview_every": 8},
     DENOISING: {"draws": 4, "held_out_draws": 64, "check_every": 10, "preview_every": 50},
 }
 
@@ -52,9 +52,9 @@ class ConceptMethod(ABC):
         flip: chance that a picture is seen in the mirror.
         t_low: the part of the noise schedule that is tried begins here; 0 is clean.
         t_high: and ends here; 1 is pure noise.
-        held_out_draws: trials that no search step sees, which choose the result; None for 64, or 8
+        held_out_draws: trials that no search step sees, which choose the result; None for 64, or 16
             drawings.
-        check_every: rounds from one look at them to the next; None for 10, or 5 of drawings.
+        check_every: rounds from one look at them to the next; None for 10, or 8 of drawings.
         patience: looks without a gain of a thousandth, after which the search ends; 0 for never.
         preview_every: rounds from one sample drawing to the next; 0 for none, None for 50, or 8
             of the drawn loss.

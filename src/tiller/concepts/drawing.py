@@ -52,7 +52,7 @@ def draw(
 
     Example:
         >>> from tiller.concepts import draw
-        >>> pictures = draw("emoji", "<duck> on a blue background",      # doctest: +SKIP
+        >>> pictures = draw("emoji", "a <duck> on a blue background",    # doctest: +SKIP
         ...                 concepts=["duck/learned_embeds.safetensors"], seeds=range(4))
     """
     from tiller.runs.png import to_image

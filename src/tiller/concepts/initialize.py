@@ -5,6 +5,7 @@ Source: Fei et al. 2023, "Gradient-free textual inversion", section 3.4.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from tiller.core.rng import Draw
 from tiller.models.base import FrozenModel
 from tiller.rewards._tower import EMOJI, Tower, tower_for
 
-NEAREST, TRIALS = 12, 4  # words that may be the start, and trials that each is given
+NEAREST, TRIALS = 12, 4  # words that may be the start, and trials of a round
+HALVINGS = (1, 1, 2)  # rounds before the better half goes on
+_FIRST_ROUND = -8  # no search has it, and the watch has the last two before 0
 BATCH = 256  # sentences that go through the CLIP at once
 CLIP_OF_WIDTH = {
     768: "openai/clip-vit-large-patch14",
@@ -131,9 +134,12 @@ def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
 
 @torch.no_grad()
 def lowest(
-    loss: ConceptLoss, mixed: list[Tensor], words: Words, names: Sequence[str], draw: Draw
+    loss: ConceptLoss, mixed: list[Tensor], words: Words, names: Sequence[str], seed: int
 ) -> tuple[list[Tensor], str | None]:
     """The start of the lowest loss: `mixed`, k times [D_e], or one of the words called `names`.
+
+    Successive halving: all are tried, the better half once more, and the better half of these
+    twice. A search stays near its start, so a wrong one is not made good.
 
     Returns:
         e0 [k, D_e] for each text encoder, and the word; None for `mixed`.
@@ -144,7 +150,14 @@ def lowest(
         torch.cat([own[None], table[at][:, None].expand(-1, tokens, -1)])
         for own, table in zip(mixed, words.tables, strict=True)
     )
-    best = int(loss.render(x, draw).mean(dim=1).argmin())
+    total, left = torch.zeros(len(x[0])), torch.arange(len(x[0]))
+    rounds = itertools.count(_FIRST_ROUND)
+    for times in HALVINGS:
+        tried = tuple(vectors[left.to(vectors.device)] for vectors in x)
+        for round_ in itertools.islice(rounds, times):
+            total[left] += loss.render(tried, Draw(seed, round_)).mean(dim=1).cpu()
+        left = left[total[left].argsort(stable=True)][: max(1, len(left) // 2)]
+    best = int(left[0])
     return [vectors[best].clone() for vectors in x], names[best - 1] if best else None
 
 

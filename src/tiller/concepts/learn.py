@@ -25,7 +25,7 @@ from tiller.concepts.vocabulary import Words, is_emoji, words_of
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
-from tiller.core.rng import Draw, keyed_generator
+from tiller.core.rng import keyed_generator
 from tiller.core.settings import settled, unknown
 from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
@@ -34,8 +34,6 @@ from tiller.models.loader import load_model
 from tiller.runs.concept_report import forwards_aside
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import RunStore, versions
-
-_STARTING = -3  # the round that chooses the start; the watch has the two before it
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,7 @@ def _material(
         return material, began
     trials = Sampling(initialize.TRIALS, initialize.TRIALS)
     loss = material.loss(model, method, trials, whole=True)
-    start, word = initialize.lowest(loss, start, words, began, Draw(seed, _STARTING))
+    start, word = initialize.lowest(loss, start, words, began, seed)
     return beginning_at(start), began[:5] if word is None else [word]
 
 

@@ -60,10 +60,10 @@ STYLE = (
     "a print in the style of {}",
 )
 
-# The bundled model's own captions begin so; its styles stand where its colours do.
+# The bundled model's own captions begin so, with an article: of a bare word it draws the subject
+# in a fifth of its pictures. Its styles stand where its colours do.
 EMOJI_OBJECT = (
     "a picture of {}",
-    "{}",
     "a drawing of {}",
     "a {}",
     "a picture of a {}",
@@ -72,7 +72,6 @@ EMOJI_OBJECT = (
 EMOJI_STYLE = (
     "a {} picture",
     "a {} drawing",
-    "{}",
     "a picture of {}",
     "a drawing of {}",
 )
@@ -97,13 +96,13 @@ EDITS_STYLE = (
     ("a bowl of fruit in the style of {}", "a bowl of fruit"),
 )
 EDITS_EMOJI_OBJECT = (
-    ("{} on a blue background", "on a blue background"),
-    ("{} on a green background", "on a green background"),
-    ("{} on a yellow background", "on a yellow background"),
-    ("{} on a pink background", "on a pink background"),
-    ("{} on a black background", "on a black background"),
-    ("{} and a red car", "a red car"),
-    ("{} and a black cat", "a black cat"),
+    ("a {} on a blue background", "on a blue background"),
+    ("a {} on a green background", "on a green background"),
+    ("a {} on a yellow background", "on a yellow background"),
+    ("a {} on a pink background", "on a pink background"),
+    ("a {} on a black background", "on a black background"),
+    ("a {} and a red car", "a red car"),
+    ("a {} and a black cat", "a black cat"),
 )
 EDITS_EMOJI_STYLE = (
     ("a {} cat", "a cat"),
