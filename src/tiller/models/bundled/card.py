@@ -35,8 +35,8 @@ def card(metrics: dict[str, Any], again: dict[str, Any] | None = None) -> str:
 A small text-to-image diffusion model in Stable Diffusion's layout, trained by this project and
 shipped with it, so that every method of Tiller runs without a download. It draws 64x64 scenes of
 emoji: one or two of 32 subjects, natural or in one of 11 colours, on one of 8 plain backgrounds.
-Ask with an article, as its captions do: of "a sailboat" it draws one, of the bare word anything (the
-judge sees the subject in 14 of 16 pictures, and in 3 of 16).
+Ask with an article, as its captions do: of "a sailboat" it draws one, of the bare word anything
+(the judge sees the subject in 14 of 16 pictures, and in 3 of 16).
 
 ![Samples for unseen prompts](samples.png)
 
