@@ -115,3 +115,11 @@ def test_what_a_generation_costs(run: Callable[..., Any], model: Path) -> None:
     assert found["candidates x draws"] == [4, 2]
     assert found["generation / bare forwards"] > 0
     assert 0 < found["CMA-ES share"] < 1
+
+
+def test_what_the_clips_find_alike(run: Callable[..., Any]) -> None:
+    found = run("likeness", "--concepts", "1", "--images", "1")
+    seen = found["likeness"]["unicorn"]
+    assert set(seen) == {"pink", "a white horse"}
+    gap = seen["a white horse"]["emoji-heldout"] - seen["pink"]["emoji-heldout"]
+    assert found["by eye less the word"]["emoji-heldout"]["value"] == pytest.approx(gap)
