@@ -119,7 +119,7 @@ def figure(options: argparse.Namespace, table: dict[str, dict[str, Estimated]]) 
     from matplotlib.figure import Figure
 
     options.figures.mkdir(parents=True, exist_ok=True)
-    drawn = Figure(figsize=(7, 5), layout="constrained")
+    drawn = Figure(figsize=(8, 5), layout="constrained")
     axis = drawn.subplots()
     for i, (name, cells) in enumerate(table.items()):
         x, y = cells["reconstruction"], cells["editability"]
@@ -127,10 +127,11 @@ def figure(options: argparse.Namespace, table: dict[str, dict[str, Estimated]]) 
             "xerr": [[x.value - x.low], [x.high - x.value]],
             "yerr": [[y.value - y.low], [y.high - y.value]],
         }
-        axis.errorbar(x.value, y.value, fmt="o", color=f"C{i % 10}", capsize=2, **spread)
-        axis.annotate(name, (x.value, y.value), xytext=(4, 4), textcoords="offset points")
+        look = {"fmt": "os"[i // 10], "color": f"C{i % 10}", "elinewidth": 0.5}
+        axis.errorbar(x.value, y.value, label=name, **look, **spread)
     axis.set_xlabel("reconstruction (held-out CLIP)")
     axis.set_ylabel("editability (held-out CLIP)")
+    drawn.legend(loc="outside right center", frameon=False)
     drawn.savefig(options.figures / "variants.svg", metadata={"Date": None})
 
 
