@@ -1,10 +1,10 @@
-"""What the CLIPs find alike: the nearest single word's drawings, and those a person would choose.
+"""What the CLIPs find alike: a near word's drawings, and those that a person would choose.
 
     python benchmarks/concepts/likeness.py [--images 16] [--json]
 
 Textual inversion can only be as like by eye as what measures it sees. For seven of the concepts the
 bundled model can draw a thing of the right kind and about the right colour. Its likeness to the
-given pictures, by both CLIPs, stands beside that of the word which the held-out CLIP finds nearest.
+given pictures, by both CLIPs, stands beside that of a word that the CLIPs find near.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tiller.concepts.pictures import load_pictures
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 from tiller.tasks.statistics import estimated
 
-# concept: the nearest word (of `variants.py`), and what a person would draw instead
+# concept: a near word (where searches of `variants.py` begin), and what a person would draw
 PAIRS = {
     "unicorn": ("pink", "a white horse"),
     "pineapple": ("honeybee", "a yellow cactus"),
