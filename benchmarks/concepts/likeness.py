@@ -58,10 +58,8 @@ def main() -> None:
 
     names = list(PAIRS)[: options.concepts]
     found = {n: {phrase: likeness(n, phrase) for phrase in PAIRS[n]} for n in names}
-    gaps = {
-        tower: estimated([by_eye[tower] - word[tower] for word, by_eye in _pairs(found)])
-        for tower in towers
-    }
+    pairs = [(found[n][word], found[n][chosen]) for n in names for word, chosen in [PAIRS[n]]]
+    gaps = {t: estimated([chosen[t] - word[t] for word, chosen in pairs]) for t in towers}
     if options.json:
         said = {tower: vars(gap) for tower, gap in gaps.items()}
         print(json.dumps({"likeness": found, "by eye less the word": said}, indent=1))
@@ -71,13 +69,6 @@ def main() -> None:
             print(f"{name:<20}{phrase:<18}" + "  ".join(f"{k} {v:.3f}" for k, v in seen.items()))
     for tower, gap in gaps.items():
         print(f"{tower}: what a person would choose, less the word: {gap}")
-
-
-def _pairs(
-    found: dict[str, dict[str, dict[str, float]]],
-) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """(the word's likeness, that of the person's choice) for each concept."""
-    return [(found[n][PAIRS[n][0]], found[n][PAIRS[n][1]]) for n in found]
 
 
 if __name__ == "__main__":
