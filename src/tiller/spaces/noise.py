@@ -1,6 +1,6 @@
 """The noise of a trajectory as a space: x_T and, for eta > 0, the noise of each step.
 
-Source: direct noise optimization (DNO), section 3: optimize what the sampler injects.
+Source: direct noise optimization (DNO), equation 7: optimize what the sampler injects.
 """
 
 from __future__ import annotations

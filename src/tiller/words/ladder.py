@@ -6,8 +6,8 @@ A candidate's quality is
 
 where P(sense) is how likely the word has that sense here, `rung` how close the relation is, and
 `worth` how well the candidate stands for its own sense: low for what nobody says and for what
-mostly means something else ("guy" for a cat). Direct antonyms exist for about a fifth of content
-words only, hence the lower rungs.
+mostly means something else ("guy" for a cat). Direct antonyms exist for few words (docs/words.md),
+hence the lower rungs.
 
 Source: Wang et al., *On discrete prompt optimization for diffusion models* (DPO-Diff), section 4.2,
 which takes at most five substitutes a word from a dictionary or an LLM.
