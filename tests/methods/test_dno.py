@@ -79,6 +79,7 @@ def test_a_black_box_keeps_every_promise_of_a_method(estimator: str, black_box: 
         {"gamma": 1.0, "own_order": True},
         {"gamma": 0.1, "k": 3, "eta": 0.5, "clip_norm": None},
         {"gradient": "last(2)"},
+        {"rule": "normalized", "gamma": 0.1, "warm_start": 2},
     ],
     ids=str,
 )
@@ -173,6 +174,8 @@ def test_the_penalty_counts_in_the_choice_of_the_warm_start(task: Task) -> None:
         {"population": 0},
         {"halve_every": -1},
         {"weight_decay": -0.1},
+        {"rule": "magic"},
+        {"rule": "normalized", "weight_decay": 0.1},
         {"warm_start": 2, "population": 2},
         {"warm_start": -1},
         {"population": 100_000},

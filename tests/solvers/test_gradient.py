@@ -18,7 +18,7 @@ from tiller.core.errors import InvalidInput
 from tiller.core.search import search
 from tiller.core.space import starting_at
 from tiller.solvers.gradient import Gradient, clip
-from tiller.solvers.rules import Adam, AdamW, RmsProp, Sgd, UpdateRule
+from tiller.solvers.rules import Adam, AdamW, Normalized, RmsProp, Sgd, UpdateRule
 from tiller.solvers.schedules import Constant, Cosine, Exponential, Schedule, Warmup
 from tiller.testing.fakes import FakeBox, FakeQuadratic
 
@@ -138,7 +138,7 @@ def test_clipping_is_per_candidate_and_keeps_the_direction(n: int, norm: float, 
         assert cosine == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("rule", [rule for rule, _ in PAIRS], ids=repr)
+@pytest.mark.parametrize("rule", [*(rule for rule, _ in PAIRS), Normalized()], ids=repr)
 def test_a_population_is_as_many_runs_of_one(rule: UpdateRule) -> None:
     problem = Wavy(dimension=6)
     solver = Gradient(rule=rule, lr=0.05, clip_norm=0.7, population=4)
@@ -148,6 +148,23 @@ def test_a_population_is_as_many_runs_of_one(rule: UpdateRule) -> None:
         alone = Gradient(rule=rule, lr=0.05, clip_norm=0.7)
         for a, b in zip(together, search(space, problem, alone, Budget(steps=8)), strict=True):
             torch.testing.assert_close(a.z[i : i + 1], b.z, rtol=1e-12, atol=1e-12)
+
+
+def test_normalized_moves_every_part_by_the_rate_along_its_mean_gradient() -> None:
+    """Against the mean of the gradients with the weights written out; a part without one stays."""
+    grads = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    grads[:, :, 1] *= 1e-6  # a part whose gradient is small moves as far
+    grads[:, 0, 2] = 0
+    rule, z = Normalized(momentum=0.7, eps=1e-12), torch.zeros(2, 3, 4).double()
+    state = rule.init(z)
+    for step, grad in enumerate(grads):
+        move, state = rule.update(state, grad, z, 0.1, step)
+        mean = sum(0.7 ** (step - i) * grads[i] for i in range(step + 1))
+        expected = 0.2 * mean / mean.norm(dim=2, keepdim=True)  # .1 times the root of 4 numbers
+        torch.testing.assert_close(move, expected.nan_to_num(0.0), rtol=1e-5, atol=1e-9)
+    flat = grads[0].flatten(1)
+    move, _ = rule.update(rule.init(flat), flat, flat, 0.1, 0)
+    torch.testing.assert_close(move.square().mean(dim=1).sqrt(), torch.full((2,), 0.1).double())
 
 
 def test_the_update_projects_onto_the_space() -> None:
@@ -202,6 +219,7 @@ def test_cosine_equals_torchs() -> None:
         lambda: Adam(beta2=1.0),
         lambda: AdamW(weight_decay=-0.1),
         lambda: RmsProp(alpha=1.5),
+        lambda: Normalized(momentum=1.0),
         lambda: Exponential(factor=0.0),
         lambda: Cosine(steps=0),
         lambda: Warmup(steps=0),

@@ -19,7 +19,7 @@ from tiller.rewards.base import Reward
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient as GradientSolver
-from tiller.solvers.rules import Adam, AdamW
+from tiller.solvers.rules import Adam, AdamW, Normalized, UpdateRule
 from tiller.spaces.probability import OfLast, OwnOrder, Prno
 
 # The estimators for rewards without gradients; their own defaults are the paper's.
@@ -42,11 +42,13 @@ class Dno(Method):
     comparing scores. `warm_start` > 0 first draws that many pictures and ascends from the best.
 
     Attributes:
-        eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 3).
+        eta: 1 optimizes every step's noise, 0 the initial noise alone (DNO section 2.2).
         gradient: full, through every step, or last(K): the noises of the last K steps alone are
             optimized, for K steps' backward (the release's `opt_time`).
         lr: Adam's learning rate (DNO appendix: .01; .03 with gamma = .1 gains more in few steps,
             and on preference keeps a little less of the picture).
+        rule: adam, or normalized: each step's noise moves by as much and in the gradient's own
+            proportions; in few steps it gains more (ours).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent, for at most half of the budget; 0 starts at
@@ -72,6 +74,7 @@ class Dno(Method):
     eta: float = 1.0
     gradient: str = "full"
     lr: float = 0.01
+    rule: str = "adam"
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     warm_start: int = 0
@@ -107,7 +110,7 @@ class Dno(Method):
         objective = self.pictures(task, Gradient.parse(self.gradient), self._regularisers(task))
         objective.trajectory.check_reaches_noise(objective.gradient)
         solver = GradientSolver(
-            rule=AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam(),
+            rule=self._rule(),
             lr=self.lr,
             clip_norm=self.clip_norm,
             population=self.population,
@@ -157,6 +160,19 @@ class Dno(Method):
             )
         if self.own_order and not self.gamma:
             raise InvalidInput("own_order is a part of the regulariser; set gamma=1 as well")
+
+    def _rule(self) -> UpdateRule:
+        """What `rule` and `weight_decay` mean."""
+        if self.rule not in ("adam", "normalized"):
+            raise InvalidInput(f"rule must be adam or normalized, got {self.rule!r}")
+        if self.rule == "adam":
+            return AdamW(weight_decay=self.weight_decay) if self.weight_decay else Adam()
+        if self.weight_decay:
+            raise InvalidInput(
+                f"weight_decay belongs to adam, got weight_decay={self.weight_decay:g} and "
+                "rule=normalized; leave it out"
+            )
+        return Normalized()
 
     def _regularisers(self, task: Task) -> tuple[Regulariser, ...]:
         """Those over the noises that the reward's gradient reaches; none with gamma = 0."""

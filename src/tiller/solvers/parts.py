@@ -46,7 +46,7 @@ class Part:
 class Parts(UpdateRule):
     """`rule`, each part of z [n, d] with its own clipping, learning rate and schedule.
 
-    Equal to `rule` on each part alone, because rules work number by number.
+    Equal to `rule` on each part alone, if that works number by number.
 
     Attributes:
         parts: in the order of z, together d numbers.

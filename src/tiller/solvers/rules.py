@@ -1,9 +1,9 @@
 """Update rules: how a gradient becomes a move. Pure pairs `(init, update)`, settings frozen.
 
-A rule's state is a tuple of tensors shaped like z [n, ...]. All rules here work number by number,
-so n candidates moved together move as they would alone, and each has an optimizer of its own. The
-gradients point uphill and the moves are added: ascent. Each rule equals its namesake in
-`torch.optim` with `maximize=True`, to float rounding.
+A rule's state is a tuple of tensors shaped like z [n, ...]. No rule looks from one candidate to
+another, so n of them moved together move as they would alone, and each has an optimizer of its own.
+The gradients point uphill and the moves are added: ascent. All but `Normalized` work number by
+number and equal their namesakes in `torch.optim` with `maximize=True`, to float rounding.
 
 A rule found by the optimizer search implements the same class and drops into `Gradient`.
 """
@@ -241,3 +241,49 @@ class RmsProp(UpdateRule):
             return lr * move, (v,)
         buffer = self.momentum * state[1] + move
         return lr * buffer, (v, buffer)
+
+
+@dataclass(frozen=True)
+class Normalized(UpdateRule):
+    """Every part s of z moves equally far, along its momentum.
+
+        m <- mu m + (1 - mu) g,      z_s <- z_s + lr sqrt(d_s) m_s / |m_s|
+
+    A part is what stands at one place of the axis after the candidates', a step's noise of a
+    trajectory; z [n, d] is one part. lr is the root mean square of a part's move, so it is in the
+    unit of Adam's, but the numbers within a part keep the gradient's proportions, where Adam moves
+    those that hardly matter as far as the others.
+
+    Attributes:
+        momentum: mu.
+        eps: added to the root mean square of m: a part without a gradient stays.
+
+    Source: Cutkosky and Mehta 2020, "Momentum improves normalized SGD"; part by part as in You et
+    al. 2017, "Large batch training of convolutional networks" (LARS).
+    """
+
+    momentum: float = 0.9
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check("momentum", self.momentum, 0.0, 1.0)
+        _check("eps", self.eps, 0.0, float("inf"))
+
+    def init(self, z: Points) -> Moments:
+        """The momentum."""
+        return (torch.zeros_like(z),)
+
+    def update(
+        self,
+        state: Moments,
+        grad: Points,
+        z: Points,
+        lr: float,
+        step: int,
+    ) -> tuple[Points, Moments]:
+        """lr times the momentum, each part at a root mean square of 1."""
+        m = self.momentum * state[0] + (1 - self.momentum) * grad
+        unbiased = m / (1 - self.momentum ** (step + 1))
+        within = tuple(range(2 if z.ndim > 2 else 1, z.ndim))
+        size = unbiased.square().mean(dim=within, keepdim=True).sqrt()
+        return lr * unbiased / (size + self.eps), (m,)
