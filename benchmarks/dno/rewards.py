@@ -47,6 +47,14 @@ def arms(steps: int, forwards: int) -> dict[str, dict[str, Any]]:
         "dno": {"method": "dno", "lr": 0.01, "budget": f"steps={steps}"},
         "dno_fast": {"method": "dno", "lr": 0.05, "budget": f"steps={steps}"},
         "dno_prno_fast": {"method": "dno", "lr": 0.03, "gamma": 0.1, "budget": f"steps={steps}"},
+        "dno_combined": {
+            "method": "dno",
+            "rule": "normalized",
+            "lr": 0.03,
+            "gamma": 0.1,
+            "warm_start": 8,
+            "budget": f"steps={steps - 4 + 1}",
+        },
         "dno_prno": {"method": "dno", "gamma": 0.1, "budget": f"steps={steps}"},
         "dno_warm": {
             "method": "dno",

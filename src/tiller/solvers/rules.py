@@ -245,9 +245,10 @@ class RmsProp(UpdateRule):
 
 @dataclass(frozen=True)
 class Normalized(UpdateRule):
-    """Every part s of z moves equally far, along its momentum.
+    """Every part s of z moves equally far, along its momentum, in Nesterov's form.
 
-        m <- mu m + (1 - mu) g,      z_s <- z_s + lr sqrt(d_s) m_s / |m_s|
+        m <- mu m + (1 - mu) g,      u = (1 - mu) g + mu m / (1 - mu^(t + 1))
+        z_s <- z_s + lr sqrt(d_s) u_s / |u_s|
 
     A part is what stands at one place of the axis after the candidates', a step's noise of a
     trajectory; z [n, d] is one part. lr is the root mean square of a part's move, so it is in the
@@ -256,9 +257,10 @@ class Normalized(UpdateRule):
 
     Attributes:
         momentum: mu.
-        eps: added to the root mean square of m: a part without a gradient stays.
+        eps: added to the root mean square of u: a part without a gradient stays.
 
-    Source: Cutkosky and Mehta 2020, "Momentum improves normalized SGD"; part by part as in You et
+    Source: Cutkosky and Mehta 2020, "Momentum improves normalized SGD", without the look
+    ahead; part by part as in You et
     al. 2017, "Large batch training of convolutional networks" (LARS).
     """
 
@@ -281,9 +283,10 @@ class Normalized(UpdateRule):
         lr: float,
         step: int,
     ) -> tuple[Points, Moments]:
-        """lr times the momentum, each part at a root mean square of 1."""
-        m = self.momentum * state[0] + (1 - self.momentum) * grad
-        unbiased = m / (1 - self.momentum ** (step + 1))
+        """lr times the momentum ahead, each part at a root mean square of 1."""
+        fresh = (1 - self.momentum) * grad
+        m = self.momentum * state[0] + fresh
+        ahead = fresh + self.momentum * m / (1 - self.momentum ** (step + 1))
         within = tuple(range(2 if z.ndim > 2 else 1, z.ndim))
-        size = unbiased.square().mean(dim=within, keepdim=True).sqrt()
-        return lr * unbiased / (size + self.eps), (m,)
+        size = ahead.square().mean(dim=within, keepdim=True).sqrt()
+        return lr * ahead / (size + self.eps), (m,)
