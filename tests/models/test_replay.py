@@ -163,3 +163,16 @@ def test_calls_with_other_weights_are_recorded_too(
     for a, b in zip(plain, recorded, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-7, atol=1e-9)
     assert all(value.abs().max() > 0 for value in recorded)
+
+
+def test_a_sampler_with_fractions_of_steps_has_recordings_of_its_own(model: FrozenModel) -> None:
+    """DDIM's times are whole numbers, Euler's are not: they would be cut to whole ones."""
+    found = []
+    for before in ("ddim", "euler"):
+        model.replays = Replays(again)
+        for scheduler in (before, "euler"):
+            path = Trajectory(model, SamplerSettings(3, 4.0, 0.0, 16, 16, scheduler))
+            noise = path.sample_noise(torch.Generator().manual_seed(0))[None].double()
+            latents = path.run(noise, model.encode(["a red cat"]))
+        found.append(latents)
+    assert torch.equal(*found)

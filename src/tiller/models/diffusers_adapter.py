@@ -116,6 +116,7 @@ class LatentDiffusion(FrozenModel):
         self.concepts = Vocabulary(concepts, self.tokenizers, widths)
         self.taught = len(self.concepts) > 0
         self._encodings: OrderedDict[str, Encoding] = OrderedDict()
+        self._scales: dict[float, Tensor] = {}
 
     def encode(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None
@@ -232,10 +233,12 @@ class LatentDiffusion(FrozenModel):
         if not self.guidance_input:
             return None
         scale = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        embedding: Tensor = self.pipeline.get_guidance_scale_embedding(
-            torch.tensor([scale - 1.0]), embedding_dim=self.unet.config.time_cond_proj_dim
-        )
-        return embedding.to(device=self.device, dtype=self.dtype).expand(m, -1)
+        if scale not in self._scales:  # kept: a recorded call may copy nothing to the device
+            embedding: Tensor = self.pipeline.get_guidance_scale_embedding(
+                torch.tensor([scale - 1.0]), embedding_dim=self.unet.config.time_cond_proj_dim
+            )
+            self._scales[scale] = embedding.to(device=self.device, dtype=self.dtype)
+        return self._scales[scale].expand(m, -1)
 
     def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
         """What the encoders say of each text, from the cache where it was seen before."""

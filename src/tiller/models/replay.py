@@ -152,7 +152,8 @@ class Replays:
         rows, shape = _rounded(len(latents)), tuple(latents.shape[1:])
         wanted = tuple(v.requires_grad for v in denoiser.inputs) if graph else None
         about = (denoiser.guidance_scale, denoiser.branches, denoiser.names, wanted)
-        key = (*about, rows, shape, tuple(tuple(v.shape[1:]) for v in denoiser.inputs))
+        told = tuple(tuple(v.shape[1:]) for v in denoiser.inputs)
+        key = (*about, rows, shape, told, t.dtype)  # a sampler's times may be whole numbers
         if key not in self._seen or key in self._failed:
             self._seen.add(key)
             return None
@@ -175,7 +176,9 @@ class Replays:
         try:
             if self._pool is None and t.device.type == "cuda":
                 self._pool = torch.cuda.graph_pool_handle()
-            made.record(self._recorder, self._pool, wanted)
+            # what is recorded is what the current device is given
+            with torch.cuda.device_of(t):  # type: ignore[no-untyped-call]  # of torch
+                made.record(self._recorder, self._pool, wanted)
         except RuntimeError as error:
             self._failed.add(key)
             reason = (str(error).strip() or repr(error)).splitlines()[0]

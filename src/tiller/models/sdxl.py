@@ -35,6 +35,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     def __init__(self, pipeline: Any, **options: Any) -> None:
         super().__init__(pipeline, **options)
+        self._size_ids: dict[tuple[Any, ...], Tensor] = {}
         self._zero_without_words = bool(pipeline.config.force_zeros_for_empty_prompt)
         self._refuse_other_sizes()
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
@@ -86,10 +87,11 @@ class StableDiffusionXL(LatentDiffusion):
 
     def _sizes(self, latents: Tensor) -> Tensor:
         height, width = (side * self.latent_scale for side in latents.shape[-2:])
-        sizes = [height, width, 0, 0, height, width]
-        return torch.tensor([sizes], device=latents.device, dtype=latents.dtype).expand(
-            len(latents), SIZES
-        )
+        like = (height, width, latents.device, latents.dtype)
+        if like not in self._size_ids:  # kept: a recorded call may copy nothing to the device
+            sizes = [height, width, 0, 0, height, width]
+            self._size_ids[like] = torch.tensor([sizes], device=like[2], dtype=like[3])
+        return self._size_ids[like].expand(len(latents), SIZES)
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         mean, deviation = self._moments(latents)
