@@ -83,7 +83,7 @@ def planned(lab: Lab, budget: int) -> Plan:
     _, method = make_method("dpo_diff", lab.settings)
     fields = {name: getattr(method, name) for name in ("t_first", "t_end", "k")}
     path = lab.gallery.path
-    rows = len(lab.own) * (2 if path.settings.guided else 1)
+    rows = len(lab.own) * path.model.branches(path.settings.guidance_scale)
     ascent = Ascent(path.num_steps, rows, fields)
     one = lab.gallery.calls_per_picture * len(lab.own)
     iterations = ascent.affordable(SHARE * budget * one, method.iterations)

@@ -19,9 +19,11 @@ from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
+from tiller.rewards._held_out import held_out_of
 from tiller.runs.record import read_run
 from tiller.runs.store import RunStore, versions
 from tiller.tasks.statistics import Estimated
+from tiller.unseen import due
 
 OneReward = str | Reward | Callable[..., Any]
 RewardSpec = OneReward | Sequence[OneReward]
@@ -228,7 +230,8 @@ def steer_many(
     for run in runs:
         kept = RunStore.find(out, run.spec) if known else None
         stores.append(kept or RunStore.create(out, run.spec, name))
-    todo = [(r, s) for r, s in zip(runs, stores, strict=True) if not _finished(s)]
+    both = list(zip(runs, stores, strict=True))
+    todo = [(run, store) for run, store in both if due(run, store) or not _finished(store)]
     if todo:
         drive(todo, on_step)
     found = dict(zip(different, stores, strict=True))
@@ -258,7 +261,8 @@ def _planned(
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = _reward(reward, loaded)
     name, chosen = make_method(method, settings, optimized)
-    watched = _held_out(held_out, optimized, loaded)
+    size = loaded.defaults.height
+    watched = held_out_of(held_out, optimized, probe_size=size, device=loaded.device)
     common = {
         "citation": chosen.citation,
         "redrawable": chosen.redrawable,
@@ -268,20 +272,19 @@ def _planned(
         "model_fingerprint": loaded.fingerprint(),
         "negative_prompt": negative_prompt,
         "reward": optimized.spec,
-        "held_out": watched,
+        "held_out": watched.spec,
         "budget": str(budget or chosen.default_budget),
         "sampler": dataclasses.asdict(chosen.sampler(loaded)),
         "versions": versions(),
     }
     common |= chosen.contents()
-    reported = make_reward(watched)
     runs = []
     for prompt, seed in wanted:
         with metered() as meter:
             own = chosen.begun(Task(loaded, prompt, negative_prompt, optimized, seed))
             about = {"name": name, "settings": dataclasses.asdict(own)}
             spec = {**common, "method": about, "prompt": prompt, "seed": seed}
-            run = Run.of(spec, loaded, own, optimized, reported)
+            run = Run.of(spec, loaded, own, optimized, watched)
         runs.append(dataclasses.replace(run, spent=Cost(tokens=meter.cost.tokens)))
     runs[0].phases[0].build(None)  # refuses what cannot work before there is a folder
     return runs
@@ -369,31 +372,6 @@ def _reward(spec: RewardSpec, model: FrozenModel) -> RewardSum:
     """The reward, tried on pictures of the model's size on the model's device."""
     size = model.defaults.height
     return make_reward(spec, probe_size=size, device=model.device, trial=True)
-
-
-def _held_out(
-    asked: str | Sequence[str] | None, optimized: RewardSum, model: FrozenModel
-) -> list[str]:
-    """What to report beside the optimized rewards, as `make_reward` reads it back.
-
-    Raises:
-        InvalidInput: it is optimized as well, or is a Python object.
-    """
-    watched = _reward(asked or default_held_out(optimized), model)
-    both = {part.name for part in watched.parts} & {part.name for part in optimized.parts}
-    if both:
-        raise InvalidInput(
-            f"{', '.join(sorted(both))} cannot be held out, it is optimized; choose another one"
-        )
-    if watched.spec is None:
-        raise InvalidInput("held-out rewards must be names or files, got a Python object")
-    return watched.spec
-
-
-def default_held_out(reward: RewardSum) -> list[str]:
-    """A reward to report beside the optimized ones: the second CLIP, else the first."""
-    used = {part.name for part in reward.parts}
-    return [next(name for name in ("clip_heldout", "clip", "brightness") if name not in used)]
 
 
 def open_run(run_dir: str | Path) -> Result:

@@ -27,6 +27,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.inputs import Inputs
 from tiller.models.loader import BUNDLED
 from tiller.rewards import RewardSum, make_reward
+from tiller.runs.files import allow_files
 from tiller.runs.store import RunStore
 from tiller.unseen import look_elsewhere
 
@@ -88,7 +89,8 @@ class Run:
         words = spec["prompt"], spec["negative_prompt"]
         task = Task(model, *words, reward, spec["seed"])
         if held_out is None and spec["held_out"]:
-            held_out = make_reward(spec["held_out"])
+            size = model.defaults.height
+            held_out = make_reward(spec["held_out"], probe_size=size, device=model.device)
         budget = Budget.parse(spec["budget"])
         return cls(spec, method, task, reward, held_out, budget, method.build(task))
 
@@ -148,6 +150,7 @@ def drive(
     interrupted. An error ends all of them: every run keeps its best and can be resumed.
     """
     with ExitStack() as stack:
+        allow_files(2 * len(runs))  # a lock and a journal each
         for _, store in runs:
             stack.enter_context(store)
         interrupted = stack.enter_context(interruptible())

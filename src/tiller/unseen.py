@@ -33,7 +33,7 @@ def look_elsewhere(run: Run, store: RunStore) -> None:
     The noises are the next of the run's own sequence. Outside the budget, like the unsteered
     picture; done once for each end of a run, also after a crash in the middle of it.
     """
-    if not run.method.unseen or not _due(store):
+    if not due(run, store):
         return
     _, about = store.load_image("best")
     user = run.task.prompt, run.task.negative_prompt
@@ -64,15 +64,15 @@ def look_elsewhere(run: Run, store: RunStore) -> None:
     store.append(entry)
 
 
-def _due(store: RunStore) -> bool:
-    """Whether the search has ended, and this was not done since."""
-    due = False
-    for entry in store.entries():
+def due(run: Run, store: RunStore) -> bool:
+    """Whether the run's search has ended, and this was not done since."""
+    found = False
+    for entry in store.entries() if run.method.unseen else ():
         if entry["kind"] == "step":
-            due = entry["stopped"] not in (None, INTERRUPTED)
+            found = entry["stopped"] not in (None, INTERRUPTED)
         elif entry["kind"] == "unseen":
-            due = False
-    return due
+            found = False
+    return found
 
 
 @torch.no_grad()

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 import tiller
-from tiller.api import Progress, default_held_out
+from tiller.api import Progress
 from tiller.core.errors import Incompatible, InvalidInput, RewardError, RunError, TillerNotice
 from tiller.methods._catalog import available
 from tiller.models.base import FrozenModel
-from tiller.rewards import make_reward
 from tiller.testing.fake_pipeline import fake_pipeline, save_fake_pipeline
 
 VOLATILE = ("time", "cost", "stopped")
@@ -255,11 +254,6 @@ def test_long_and_strange_prompts_are_drawn(
     assert tiller.resume(result.run_dir, budget="steps=2").cost.steps == 2
 
 
-def test_the_default_held_out_reward_is_one_that_is_not_optimized() -> None:
-    assert default_held_out(make_reward("brightness")) == ["clip_heldout"]
-    assert default_held_out(make_reward("clip_heldout")) == ["clip"]
-
-
 def test_equal_seeds_give_equal_runs_and_other_seeds_other_ones(
     model: FrozenModel, tmp_path: Path
 ) -> None:
@@ -324,3 +318,14 @@ def test_a_held_out_reward_may_be_one_name_and_is_reported_under_its_own(
     result = steer(model, tmp_path, held_out="colour:Red", budget="steps=1")
     assert result.held_out == ("colour:red",)
     assert "colour:red" in result.best.scores
+
+
+def test_a_held_out_function_is_tried_on_pictures_of_the_models_size(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    side = model.defaults.height
+    file = tmp_path / "own.py"
+    lines = f"    assert images.shape[-1] == {side}\n    return images.mean((1, 2, 3))\n"
+    file.write_text(f"def own(images):\n{lines}")
+    result = steer(model, tmp_path, held_out=f"{file}:own", budget="steps=1")
+    assert result.held_out == ("own.py:own",)

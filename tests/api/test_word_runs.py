@@ -335,3 +335,30 @@ def test_a_run_keeps_the_words_that_it_was_begun_with_whether_the_server_is_ther
     assert [run.cost.tokens for run in (without, with_words)] == [0, 15]
     for run in (without, with_words):  # the server is gone
         assert tiller.resume(run.run_dir, model=model, budget="images=10").cost.images == 10
+
+
+def test_what_ctrl_c_left_unmeasured_is_measured_when_called_again(
+    model: FrozenModel, settings: dict[str, Any]
+) -> None:
+    """Also where the search was over: the signal may come in its last round."""
+
+    def press(progress: tiller.api.Progress) -> None:
+        if progress.step.stopped is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    (first,) = tiller.steer_many(model, ["a red cat"], on_step=press, **settings)
+    assert first.stopped.startswith("budget")
+    assert entries(first.run_dir, "unseen") == []
+    (again,) = tiller.steer_many(model, ["a red cat"], **settings)
+    assert again.run_dir == first.run_dir
+    assert again.unseen
+
+
+def test_a_file_of_choices_is_found_from_any_folder(
+    model: FrozenModel, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    choices = Path(settings["choices"])
+    monkeypatch.chdir(choices.parent)
+    result = steer(model, settings, choices=choices.name, budget="images=4")
+    monkeypatch.chdir(tmp_path)
+    assert tiller.resume(result.run_dir, budget="images=10").cost.images > 4

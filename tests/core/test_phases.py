@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiller.core.budget import Budget
+from tiller.core.budget import Budget, count
 from tiller.core.errors import InvalidInput
 from tiller.core.rng import Draw
 from tiller.core.search import Handover, Phase, Problem, search_phases
@@ -216,3 +216,27 @@ def test_a_relaxed_phase_finds_no_best_and_hands_on_where_it_stands() -> None:
 def test_a_relaxed_phase_cannot_be_the_first() -> None:
     with pytest.raises(InvalidInput, match="'relaxed', is relaxed"):
         search_phases(relaxed_phases(FakeQuadratic(3))[1:], Budget(steps=2))
+
+
+class Drawn(FakeQuadratic):
+    """Four forwards a candidate."""
+
+    forwards_per_candidate = 4
+
+    def render(self, x: Tensor, draw: Draw) -> Tensor:
+        count(forwards=4 * len(x))
+        return super().render(x, draw)
+
+
+def test_a_phase_that_overruns_is_not_ended_by_what_the_one_before_would_need() -> None:
+    """Six forwards are one candidate and a half: an ascent makes its round, sampling stops."""
+    quadratic = Drawn(dimension=2)
+    first = Problem(quadratic.space, quadratic, BestOfN(batch=1, n=1))
+
+    def phases_with(solver: Solver[Any]) -> list[str]:
+        second = Problem(quadratic.space, quadratic, solver)
+        phases = [Phase("first", lambda _: first), Phase("second", lambda _: second)]
+        return [step.phase for step in search_phases(phases, Budget(forwards=6))]
+
+    assert phases_with(BestOfN(batch=1, n=9)) == ["first"]
+    assert phases_with(Gradient(lr=0.05)) == ["first", "second"]

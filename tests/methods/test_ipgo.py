@@ -138,8 +138,18 @@ def test_a_shortcut_draws_its_picture_in_the_end(task: Task) -> None:
     steps = run(method, task, 8)
     assert [step.phase for step in steps[-2:]] == ["ascent", "picture"]
     assert all(step.relaxed for step in steps[1:-1])
-    assert steps[-1].cost.images == 2, "the rounds between drew estimates"
+    assert steps[-1].cost.images == 8, "an estimate is decoded and scored as a picture is"
     check_method(method, task, budget=Budget(steps=5))
+
+
+@pytest.mark.parametrize("budget", ["steps=3", "steps=4", "images=3", "images=4", "forwards=15"])
+def test_a_small_budget_leaves_room_for_a_shortcuts_picture(budget: str, task: Task) -> None:
+    method = replace(SMALL, gradient="shortcut(1, 1)")
+    steps = list(search_phases(method.build(task), Budget.parse(budget)))
+    assert [step.phase for step in steps[:2]] == ["unsteered", "ascent"]
+    assert steps[-1].phase == "picture"
+    assert steps[-1].stopped is not None
+    assert steps[-1].cost.images <= 4
 
 
 @pytest.mark.parametrize("name", ["release", "plain"])
@@ -230,6 +240,8 @@ def test_what_needs_no_task_is_refused_at_once(task: Task) -> None:
     for changes in ({"noise_lr": -1.0}, {"noise_clip_norm": 0.0}):
         with pytest.raises(InvalidInput, match=f"{next(iter(changes))} must be positive"):
             IpgoDno(**changes)
+    with pytest.raises(InvalidInput, match="batch=0"):
+        replace(SMALL, solver="bayes", popsize=0).build(task)
     with pytest.raises(Incompatible, match="differentiable objective"):
         replace(SMALL, solver="gradient").build(replace(task, reward=make_reward("jpeg")))
 

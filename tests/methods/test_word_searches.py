@@ -28,7 +28,7 @@ from tiller.runs.survivors import survivors_of
 from tiller.spaces.relaxed_words import RelaxedWords
 from tiller.spaces.words import Words
 from tiller.testing.conformance import check_resume
-from tiller.testing.fake_pipeline import fake_pipeline
+from tiller.testing.fake_pipeline import fake_lcm_pipeline, fake_pipeline
 from tiller.testing.method_conformance import check_method
 
 REWARD = make_reward("brightness")
@@ -401,3 +401,9 @@ def test_a_reward_upside_down() -> None:
     assert lowered.differentiable
     assert not Lowered(make_reward("jpeg")).differentiable
     assert lowered.name == "-(brightness)"
+
+
+def test_a_model_that_takes_the_scale_as_an_input_reads_no_negative_prompt() -> None:
+    task = Task(load_model(fake_lcm_pipeline()), "a red cat", "", make_reward("brightness"))
+    with pytest.raises(InvalidInput, match="a negative prompt acts through guidance"):
+        DpoDiff(space="negative").build(task)

@@ -176,3 +176,24 @@ def clone(folder: Path, where: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(folder, where / "copy"))
+
+
+@pytest.mark.parametrize("text", ['{"guidance_scale": "7"}', '{"eta": null}', '{"eta": 3}'])
+def test_defaults_that_no_sampler_takes(text: str, folder: Path, tmp_path: Path) -> None:
+    copy = clone(folder, tmp_path)
+    (copy / "defaults.json").write_text(text)
+    assert "defaults.json' holds what no sampler takes" in message(copy)
+
+
+def test_a_torn_text_encoder(folder: Path, tmp_path: Path) -> None:
+    copy = clone(folder, tmp_path)
+    weights = copy / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "cannot load the model" in message(copy)
+
+
+def test_a_schedule_that_diffusers_does_not_know(folder: Path, tmp_path: Path) -> None:
+    copy = clone(folder, tmp_path)
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_schedule": "foo"}))
+    assert "foo" in message(copy)

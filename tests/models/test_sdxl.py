@@ -267,6 +267,7 @@ def test_the_guidance_scale_as_an_input(xl_too: bool) -> None:
     settings = SamplerSettings(4, 6.0, 0.0, 16, 16, "lcm")
     path = Trajectory(model, settings)
     assert path.noise_shape[0] == 4
+    assert path.forwards_per_image == 4
     with metered() as meter:
         found = ours(model, settings, [3, 4], ["a red cat", "two dogs"])
     assert meter.cost.forwards == 8  # one branch

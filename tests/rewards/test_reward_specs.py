@@ -12,6 +12,7 @@ from PIL import ImageColor
 
 from tiller.core.errors import InvalidInput
 from tiller.rewards import Part, Reward, RewardSum, available, make_reward
+from tiller.rewards._held_out import default_held_out
 from tiller.rewards.brightness import LUMA, Brightness
 from tiller.rewards.clip import Clip
 from tiller.rewards.colour import Colour
@@ -144,3 +145,11 @@ def test_a_sum_is_no_part_of_another():
 def test_useless_weights_are_refused(weight):
     with pytest.raises(InvalidInput, match="finite number other than 0"):
         RewardSum((Part(Brightness(), weight),))
+
+
+def test_the_default_held_out_reward_is_one_that_is_not_optimized() -> None:
+    assert default_held_out(make_reward("brightness")) == ["clip_heldout"]
+    assert default_held_out(make_reward("clip_heldout")) == ["clip"]
+    assert default_held_out(make_reward(["clip", "clip_heldout", "brightness"])) == ["preference"]
+    with pytest.raises(InvalidInput, match="none is left"):
+        default_held_out(make_reward(["clip", "clip_heldout", "brightness", "preference", "jpeg"]))

@@ -15,7 +15,8 @@ from tiller.core.errors import InvalidInput
 from tiller.methods._catalog import make_method
 from tiller.methods.ipgo import Ipgo
 from tiller.models.base import FrozenModel
-from tiller.rewards import RewardSum, make_reward
+from tiller.rewards import RewardSum
+from tiller.rewards._held_out import held_out_of
 from tiller.runs.affix_report import AFFIX
 from tiller.runs.store import versions
 
@@ -113,6 +114,8 @@ def spec_of(plan: Plan, model: FrozenModel, reward: RewardSum, file: Path) -> di
     _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
     assert isinstance(method, Ipgo), "that is its name"
     _check_used(method)
+    size = model.defaults.height
+    watched = held_out_of(plan.held_out, reward, probe_size=size, device=model.device)
     return {
         "kind": AFFIX,
         "prompt": f"{len(plan.prompts)} prompts",
@@ -128,7 +131,7 @@ def spec_of(plan: Plan, model: FrozenModel, reward: RewardSum, file: Path) -> di
         "model_fingerprint": model.fingerprint(),
         "negative_prompt": plan.negative_prompt,
         "reward": reward.spec,
-        "held_out": _watched(plan.held_out, reward, model),
+        "held_out": watched.spec,
         "budget": str(plan.limits),
         "seed": plan.seed,
         "sampler": dataclasses.asdict(method.sampler(model)),
@@ -153,25 +156,3 @@ _UNUSED = {
     "stop_below": "a training moves no noise whose probability could fall",
     "shrink": "an affix for many prompts is as long as asked, whatever their lengths",
 }
-
-
-def _watched(asked: str | Sequence[str] | None, reward: RewardSum, model: FrozenModel) -> list[str]:
-    """What to look at beside the optimized rewards: the second CLIP, else the first.
-
-    Raises:
-        InvalidInput: it is optimized as well, or is a Python object.
-    """
-    used = {part.name for part in reward.parts}
-    names = ("clip_heldout", "clip", "brightness")
-    watched = make_reward(
-        asked or next(name for name in names if name not in used),
-        probe_size=model.defaults.height,
-        device=model.device,
-    )
-    if both := used & {part.name for part in watched.parts}:
-        raise InvalidInput(
-            f"{', '.join(sorted(both))} cannot be held out, it is optimized; choose another one"
-        )
-    if watched.spec is None:
-        raise InvalidInput("held-out rewards must be names or files, got a Python object")
-    return watched.spec

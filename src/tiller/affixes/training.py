@@ -164,7 +164,8 @@ class Training:
             resample=self.method.resample,
         )
         self.solver = self._solver(kind)
-        held_out = make_reward(spec["held_out"])
+        size = model.defaults.height
+        held_out = make_reward(spec["held_out"], probe_size=size, device=model.device)
         self.unseen = (
             Unseen(
                 trajectory,

@@ -167,14 +167,14 @@ def field_values(settings: list[str]) -> dict[str, Any]:
 
 
 def with_affixes(fields: dict[str, Any], files: list[str]) -> dict[str, Any]:
-    """The method's fields with the affix files in them, by absolute paths: a resume finds them."""
+    """The method's fields with the affix files in them."""
     if not files:
         return fields
     if "affix" in fields:
         raise InvalidInput("got --affix and --set affix; give one of them")
     if any("," in file for file in files):
         raise InvalidInput(f"a comma in an affix's path cannot be told from the next file: {files}")
-    return fields | {"affix": ",".join(str(Path(file).absolute()) for file in files)}
+    return fields | {"affix": ",".join(files)}
 
 
 def check_encoding(*texts: str) -> None:

@@ -139,7 +139,7 @@ def estimate(run: Run) -> Estimate:
     from tiller.methods._words import WordSearch
 
     path = run.method.trajectory(run.task.model)
-    each = 2 if path.settings.guided else 1
+    each = path.model.branches(path.settings.guidance_scale)
     picture = path.forwards_per_image
     images, forwards, backwards = _whole(run.budget, picture), None, None
     if len(run.phases) == 1:

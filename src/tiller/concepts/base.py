@@ -117,6 +117,12 @@ class ConceptMethod(ABC):
             loss = DRAWN if is_emoji(model) else DENOISING
         if init == AUTO:
             init = "best" if loss == DRAWN else "clip"
+        given = (self.flip, self.t_low, self.t_high)
+        if loss == DRAWN and given != (0.0, 0.0, 1.0):
+            raise InvalidInput(
+                "flip, t_low and t_high belong to loss=denoising, and this model's loss is drawn; "
+                f"got {given}: leave them out, or set loss=denoising"
+            )
         left = {k: v for k, v in self.open[loss].items() if getattr(self, k) is None}
         return replace(self, loss=loss, init=init, **left)
 

@@ -99,7 +99,7 @@ class DrawnLoss(ConceptLoss):
         with torch.no_grad():
             self._given = tower.embed_images(pictures.to(tower.model.device)).float()
             self._empty = model.encode_pieces([[""]], [[""]])
-        self._branches = 2 if self.path.settings.guided else 1
+        self._branches = model.branches(self.path.settings.guidance_scale)
         self.images_per_candidate = sampling.draws
         self.forwards_per_candidate = sampling.draws * steps * self._branches
 

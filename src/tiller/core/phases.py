@@ -144,6 +144,10 @@ def stopped_at(course: Course, state: SearchState, problem: Problem) -> str | No
     stopped = course.budget.reached(state.cost)
     if stopped is None and state.round:
         stopped = _too_few(problem, course.budget, state.cost)
+        following = _next_phase(course.phases, state, problem) if stopped else None
+        if following is not None and not course.phases[following].relaxed:
+            ahead = course.phases[following].build(_handover(state, problem))
+            stopped = _too_few(ahead, course.budget, state.cost)
     if stopped is None and _next_phase(course.phases, state, problem) is None:
         stopped = _phase_over(course, state, problem)
     return stopped
@@ -201,6 +205,7 @@ def _parts(course: Course, state: SearchState, problem: Problem) -> list[tuple[B
         asked = course.phases[following].asks(_handover(state, problem))
         if asked is not None:
             until = _without(budget, asked, until, problem.objective)
+            until = _but_for_one(budget, until, problem.objective) if asked else until
     own = budget.share(phase.share)
     return [(own, state.cost - state.phase_cost), (until, state.cost)]
 
@@ -213,6 +218,17 @@ def _without(budget: Budget, n: int, least: Budget, objective: Objective[Any, An
         if (limit := getattr(budget, unit)) is not None
     }
     return replace(least, **more)
+
+
+def _but_for_one(budget: Budget, until: Budget, objective: Objective[Any, Any]) -> Budget:
+    """The part of a budget that leaves a later phase a round of one candidate, where it can."""
+    each = {"steps": 1, **_candidate(objective)}
+    most = {
+        unit: max(1, limit - least)
+        for unit, least in each.items()
+        if (limit := getattr(budget, unit)) is not None
+    }
+    return replace(until, **{unit: min(n, getattr(until, unit)) for unit, n in most.items()})
 
 
 def _too_few(problem: Problem, budget: Budget, used: Cost) -> str | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.core.paths import located
 from tiller.models.base import FrozenModel
 from tiller.spaces.affixes import Affix
 
@@ -176,6 +177,17 @@ def parse_affixes(spec: str) -> list[tuple[str, float]]:
             )
         found.append((path if colon else part, weight))
     return found
+
+
+def absolute_affixes(spec: str) -> str:
+    """The same files by their absolute paths.
+
+    Example:
+        >>> absolute_affixes("/a/style.safetensors, /a/mood.safetensors:0.5")
+        '/a/style.safetensors,/a/mood.safetensors:0.5'
+    """
+    found = [(located(path).absolute(), weight) for path, weight in parse_affixes(spec)]
+    return ",".join(f"{path}:{weight!r}" if weight != 1 else str(path) for path, weight in found)
 
 
 def affix_digests(spec: str) -> list[str]:

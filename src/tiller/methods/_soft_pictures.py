@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tiller.core.budget import count
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective, Regulariser
 from tiller.core.rng import Draw
@@ -113,7 +112,7 @@ class SoftPictures(Objective[SoftWords, Tensor]):
 
     def render(self, x: SoftWords, draw: Draw) -> Tensor:
         """Estimates of the pictures [n S, 3, H, W], with the graph of the logits."""
-        return self._drawn(self._inputs(x, draw), self._gradient(draw))
+        return self.pictures.drawn(self._inputs(x, draw), self._gradient(draw))
 
     def render_jointly(self, xs: Sequence[SoftWords], draws: Sequence[Draw]) -> list[Tensor]:
         """The same for several runs, from one trajectory where their shortcuts are the same."""
@@ -129,7 +128,7 @@ class SoftPictures(Objective[SoftWords, Tensor]):
         with cut_silently():
             told = self.pictures.trajectory.model.encode_pieces(positive, negative)
         inputs = Inputs(torch.cat([x.noise for x in xs]), told)
-        pictures = self._drawn(inputs, self._gradient(draws[0]))
+        pictures = self.pictures.drawn(inputs, self._gradient(draws[0]))
         return list(torch.split(pictures, [len(x.noise) for x in xs]))
 
     def room(self, x: SoftWords, gradient: bool) -> int | None:
@@ -155,16 +154,6 @@ class SoftPictures(Objective[SoftWords, Tensor]):
     def pick(self, y: Tensor, index: int) -> Tensor:
         """A candidate's estimates [S, 3, H, W]."""
         return self.pictures.pick(y, index)
-
-    def _drawn(self, inputs: Inputs, gradient: Gradient) -> Tensor:
-        """The estimates, each billed as a picture: it is decoded and scored as one.
-
-        So a budget of images bounds the ascent too; a step costs less than a whole trajectory.
-        """
-        steps = self.pictures.trajectory.num_steps
-        if gradient.window(steps).stop < steps:  # a whole trajectory is billed by itself
-            count(images=len(inputs.noise))
-        return self.pictures.drawn(inputs, gradient)
 
     def _gradient(self, draw: Draw) -> Gradient:
         return self.shortcuts.gradient(self.pictures.trajectory.num_steps, draw)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -275,11 +275,8 @@ class Training(Method):
     batch: int = 0
 
     redrawable: ClassVar[bool] = False
+    paths: ClassVar[tuple[str, ...]] = ("prompts",)
     takes_affix: ClassVar[bool] = False
-
-    def begun(self, task: Task) -> Self:
-        """The prompts' file by its absolute path: a resume finds it from any folder."""
-        return replace(self, prompts=str(Path(self.prompts).absolute()) if self.prompts else "")
 
     def contents(self) -> dict[str, Any]:
         """As every method, and the prompts."""

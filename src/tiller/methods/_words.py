@@ -118,6 +118,7 @@ class WordSearch(Method):
     unseen: int = 8
     batch: int = 32
 
+    paths: ClassVar[tuple[str, ...]] = ("choices", "encoder")
     takes_affix: ClassVar[bool] = False
     default_budget: ClassVar[Budget] = Budget(images=96)
 
@@ -195,13 +196,13 @@ class WordSearch(Method):
 
     def begun(self, task: Task) -> Self:
         """Without the language model where it does not answer: a run keeps its words."""
-        parts = self._parts(task)
-        if self.llm and not answered(task.prompt, parts, self.n):
-            return replace(self, llm=False)
-        return self
+        own = super().begun(task)
+        if self.llm and not answered(task.prompt, self._parts(task), self.n):
+            return replace(own, llm=False)
+        return own
 
     def _parts(self, task: Task) -> str:
-        guided = self.sampler(task.model).guided
+        guided = task.model.branches(self.sampler(task.model).guidance_scale) == 2
         parts = self.parts(guided) if self.space == "auto" else self.space
         if parts != "positive" and not guided:
             raise InvalidInput(

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self, cast
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Regulariser
+from tiller.core.paths import located
 from tiller.core.rng import Stream
 from tiller.core.search import Phase
-from tiller.methods._affix_files import affix_digests, load_affixes
+from tiller.methods._affix_files import absolute_affixes, affix_digests, load_affixes
 from tiller.methods._pictures import Pictures
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.checkpointing import Checkpoint
@@ -77,6 +78,7 @@ class Method(ABC):
     citation: ClassVar[str] = ""
     redrawable: ClassVar[bool] = True  # plain sampling redraws the picture from its noise and words
     needs_gradient: ClassVar[bool] = False
+    paths: ClassVar[tuple[str, ...]] = ()  # fields that may name a file or a folder
     takes_affix: ClassVar[bool] = True  # what it draws is told through `conditioning`
     lowers: ClassVar[bool] = False  # it searches for low rewards (an attack)
     default_budget: ClassVar[Budget] = Budget(steps=30)
@@ -127,10 +129,14 @@ class Method(ABC):
     def begun(self, task: Task) -> Self:
         """These settings as a run of the task begins with them, for its record.
 
-        What depends on more than the arguments (a server's being there) is settled here once, so
-        that a resumed run is the same run.
+        What depends on more than the arguments (a server's being there, the current folder) is
+        settled here once, so that a resumed run is the same run.
         """
-        return self
+        named = {name: located(getattr(self, name) or "").absolute() for name in self.paths}
+        there: dict[str, Any] = {
+            k: str(v) for k, v in named.items() if getattr(self, k) and v.exists()
+        }
+        return replace(self, affix=absolute_affixes(self.affix), **there)
 
     def contents(self) -> dict[str, Any]:
         """What the files that these settings name hold, for a run's record, by a name each.

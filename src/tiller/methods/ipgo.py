@@ -87,7 +87,7 @@ class Ipgo(AffixMethod):
             return Problem(starting_at(found, before.last), drawn, BestOfN(batch=1, n=1))
 
         relaxed = Phase("ascent", ascent, until=0.9, relaxed=True)
-        return [phases[0], relaxed, Phase("picture", picture)]
+        return [phases[0], relaxed, Phase("picture", picture, asks=lambda _: 1)]
 
     def ascent(self) -> GradientSolver:
         """The solver for rewards that have a gradient.
@@ -116,7 +116,7 @@ class Ipgo(AffixMethod):
             )
         if name == "cma":
             return CmaEs(popsize=self.popsize)
-        return Bayes(batch=self.popsize or 1)
+        return Bayes(batch=1 if self.popsize is None else self.popsize)
 
     def _black_box(self, task: Task) -> str:
         longest = self._longest(task)

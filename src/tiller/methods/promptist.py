@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -47,6 +48,7 @@ class Promptist(Rewrites):
     length_penalty: float = -1.0
     candidates: int = 1
 
+    paths: ClassVar[tuple[str, ...]] = ("rewriter", "tokenizer")
     citation: ClassVar[str] = "Hao et al., Optimizing prompts for text-to-image generation, 2023"
     default_budget: ClassVar[Budget] = Budget(steps=2)
 
@@ -125,7 +127,7 @@ def _load(name: str, tokenizer: str) -> _Rewriter:
             model = AutoModelForCausalLM.from_pretrained(
                 source, use_safetensors=True, local_files_only=local or None
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InvalidInput(_remedy(name, local, error)) from error
         model.requires_grad_(False).eval()
         words = _tokenizer(source, local) or _tokenizer(tokenizer, Path(tokenizer).is_dir())

@@ -26,7 +26,8 @@ class Reno(Method):
 
     The sampler is an ODE (eta = 0). Made for distilled models that draw in one step, where a
     gradient is cheap and short; it works with any number of steps. `dno` moves the noise of every
-    step instead.
+    step instead, and so does this with samplers that draw noise whatever eta is (euler_a, lcm) in
+    more than one step.
 
     Attributes:
         lr: the learning rate (the authors' release: 5).

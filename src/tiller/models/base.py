@@ -64,11 +64,6 @@ class SamplerSettings:
         if not 0 <= self.eta <= 1:
             raise InvalidInput(f"eta must lie in [0, 1], got {self.eta!r}")
 
-    @property
-    def guided(self) -> bool:
-        """Whether the unconditional branch runs too, which doubles the forwards."""
-        return self.guidance_scale > 1
-
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -282,6 +277,10 @@ class FrozenModel(ABC):
         With `cut=False` how many the text has, also where that is more than are read.
         """
         raise InvalidInput(f"the model {self.name!r} reads no tokens; use one with a text encoder")
+
+    def branches(self, guidance_scale: float) -> int:
+        """Rows of a denoiser's call for a candidate: 2 where the unconditional branch runs too."""
+        return 2 if guidance_scale > 1 and not self.guidance_input else 1
 
     @property
     def tokenizers(self) -> tuple[Any, ...]:

@@ -57,7 +57,7 @@ def guided(model: FrozenModel, conditioning: Conditioning, guidance_scale: float
     Raises:
         InvalidInput: guidance is on and the conditioning has no unconditional branch.
     """
-    branches = 2 if guidance_scale > 1 and not model.guidance_input else 1
+    branches = model.branches(guidance_scale)
     if branches == 2 and conditioning.negative_prompt_embeds is None:
         raise InvalidInput(
             f"{guidance_scale=} needs negative_prompt_embeds, got None; encode with "

@@ -267,6 +267,10 @@ def _read_defaults(folder: Path) -> dict[str, Any]:
         raise InvalidInput(
             f"{str(file)!r} must hold an object with some of {', '.join(allowed)}; got {unknown}"
         )
+    try:
+        SamplerSettings(**found)
+    except (InvalidInput, TypeError) as error:
+        raise InvalidInput(f"{str(file)!r} holds what no sampler takes: {error}") from error
     return dict(found)
 
 
@@ -280,7 +284,7 @@ def _one_line(name: str) -> Iterator[None]:
             yield
     except TillerError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, NotImplementedError) as error:
         other = f'or give a folder, a .safetensors file or "emoji".{meant(name, BUNDLED)}'
         if Path(name).expanduser().exists() or name in BUNDLED:
             line = (

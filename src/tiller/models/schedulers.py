@@ -100,7 +100,7 @@ def prepared(template: Any, name: str, steps: int) -> Any:
         trial, x, t = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1), scheduler.timesteps[0]
         known = {"generator": _known()} if isinstance(trial, DRAWING) else {}
         trial.step(x, t, trial.scale_model_input(x, t), **known)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, NotImplementedError) as error:
         raise InvalidInput(
             f"scheduler {name!r} cannot sample this model in num_inference_steps={steps}: {error}"
         ) from error

@@ -105,7 +105,7 @@ class Trajectory:
     @property
     def forwards_per_image(self) -> int:
         """Denoiser forwards of a whole trajectory without gradient, guidance counting double."""
-        return self.num_steps * (2 if self.settings.guided else 1)
+        return self.num_steps * self.model.branches(self.settings.guidance_scale)
 
     def sample_noise(self, generator: torch.Generator) -> Tensor:
         """One candidate's noise [slots, C, h, w], float32 on the CPU.
@@ -198,8 +198,7 @@ class Trajectory:
                     latents = estimate
                 if hook is not None:
                     latents = _hooked(hook, index, latents, estimate)
-        if window.stop == self.num_steps:  # a shortcut is no full generation
-            count(images=len(noise))
+        count(images=len(noise))  # a shortcut's estimates too: they are decoded and scored alike
         return latents if window.steps else latents.detach()
 
     def over(self, model: FrozenModel) -> Trajectory:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput, TillerNotice
@@ -124,7 +125,7 @@ def _pretrained(source: str) -> tuple[Any, Any, Preprocess]:
             raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
         tokenizer = CLIPTokenizer.from_pretrained(source)
         return model, tokenizer, _processor(source, config.vision_config.image_size)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InvalidInput(
             f"cannot load the CLIP model {source!r}: expected 'emoji', a folder or a hub id of a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiller.core.errors import RunError
+from tiller.core.errors import InvalidInput, RunError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OTHERS = 256  # files that a process has open besides: libraries, weights, a GPU's
 
 
 @contextmanager
@@ -160,3 +162,21 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def canonical_json(value: Any) -> str:
     """One text for equal values: sorted keys, no spaces; what a run's hash is taken of."""
     return json.dumps(json.loads(to_json(value)), sort_keys=True, separators=(",", ":"))
+
+
+def allow_files(more: int) -> None:
+    """Let this process hold so many files open beside what it has, for runs side by side.
+
+    Raises:
+        InvalidInput: the system allows no more.
+    """
+    wanted = more + _OTHERS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise InvalidInput(
+            f"runs side by side need {wanted:,} open files, and the system allows {hard:,} "
+            "(ulimit -Hn); give fewer prompts or seeds at once"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -250,7 +250,8 @@ def _compared(
     As many at a time as there is room for.
     """
     first = requests[0]
-    room = at_once(first.space, first.objective, torch.cat(list(zs)), gradient=False)
+    like = zs[0][:1].expand(sum(len(z) for z in zs), *zs[0].shape[1:])  # others may be longer
+    room = at_once(first.space, first.objective, like, gradient=False)
     pictures: list[list[Tensor]] = [[] for _ in requests]
     scores: list[list[Tensor]] = [[] for _ in requests]
     for piece in _pieces(zs, room):

@@ -259,9 +259,8 @@ class Normalized(UpdateRule):
         momentum: mu.
         eps: added to the root mean square of u: a part without a gradient stays.
 
-    Source: Cutkosky and Mehta 2020, "Momentum improves normalized SGD", without the look
-    ahead; part by part as in You et
-    al. 2017, "Large batch training of convolutional networks" (LARS).
+    Source: Cutkosky and Mehta 2020, "Momentum improves normalized SGD", without the look ahead;
+    part by part as in You et al. 2017, "Large batch training of convolutional networks".
     """
 
     momentum: float = 0.9

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -92,7 +93,7 @@ def sentence_encoder(source: str) -> Embed:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModel.from_pretrained(source, use_safetensors=True).requires_grad_(False).eval()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InvalidInput(
             f"cannot load the sentence encoder {source!r}: expected 'emoji', or the folder or hub "
