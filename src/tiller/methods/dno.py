@@ -48,7 +48,7 @@ class Dno(Method):
         lr: Adam's learning rate (DNO appendix: .01; .03 with gamma = .1 gains more in few steps,
             and on preference keeps a little less of the picture).
         rule: adam, or normalized: each step's noise moves by as much and in the gradient's own
-            proportions; in few steps it gains more (ours).
+            proportions; with lr = .03 it gains more in few steps (ours).
         weight_decay: AdamW's pull towards 0 (the authors' release: .01; the paper has none).
         clip_norm: largest gradient norm of one candidate (the authors' release: 1).
         warm_start: pictures drawn before the ascent, for at most half of the budget; 0 starts at
