@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tiller.core.budget import Budget
+from tiller.methods._catalog import make_method
 from tiller.testing.fake_pipeline import save_fake_pipeline
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "dno"
 SMALL = {
     "ood": ["--prompts", "2", "--steps", "2"],
     "ode_sde": ["--prompts", "1", "--steps", "2"],
-    "rewards": ["--prompts", "1", "--steps", "6", "--rewards", "preference"],
+    "rewards": [
+        *("--prompts", "1", "--steps", "6", "--rewards", "preference"),
+        *("--methods", "raw", "best_of_n", "dno", "dno_combined"),
+    ],
     "black_box": ["--prompts", "2", "--calls", "100"],
     "ablation": ["--prompts", "1", "--steps", "1", "--rows", "gamma=0", "k=1", "b=1"],
 }
@@ -53,6 +58,15 @@ def test_the_script_prints_one_object(
     for row in found["table"].values():
         for cell in row.values():
             assert cell["low"] <= cell["value"] <= cell["high"]
+
+
+def test_each_arm_of_the_table_is_a_method_with_its_fields() -> None:
+    arms = runpy.run_path(str(SCRIPTS / "rewards.py"))["arms"](steps=20, forwards=40)
+    for settings in arms.values():
+        fields = {k: v for k, v in settings.items() if k not in ("method", "budget")}
+        name, _ = make_method(settings["method"], fields)
+        assert name == settings["method"]
+        Budget.parse(settings.get("budget", "images=1"))
 
 
 def test_the_cost_script_runs_on_a_fake_model(
