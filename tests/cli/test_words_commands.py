@@ -113,6 +113,7 @@ def test_a_dry_run_of_every_method_draws_nothing(
     found = ended.json
     assert found["method"] == name
     assert found["space"]
+    assert found["space"].startswith("affixes:") is name.startswith("ipgo")
     assert Budget.parse(found["budget"]) == available()[name].default_budget
     assert found["estimate"]["forwards_per_image"] > 0
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tiller.core.budget import Budget
     from tiller.core.search import Problem
+    from tiller.core.space import Space
     from tiller.driver import Run
     from tiller.spaces.words import Words
 
@@ -65,10 +66,24 @@ def words_of(run: Run) -> Words | None:
     return inner if isinstance(inner, Words) else None
 
 
+def searched(run: Run) -> Space[Any]:
+    """What a run searches: the second phase's space where the first draws one picture as it is."""
+    from tiller.core.phases import Best, Handover
+    from tiller.core.rng import Stream
+    from tiller.solvers.best_of_n import BestOfN
+
+    words, first = words_of(run), run.phases[0].build(None)
+    as_it_is = isinstance(first.solver, BestOfN) and first.solver.n == 1
+    if words is not None or not as_it_is or len(run.phases) == 1:
+        return words or first.space
+    z = first.space.sample(1, Stream(run.spec["seed"]))
+    drawn = Handover(Best(z, y=None, score=0.0, reward=0.0, penalty=0.0, round=0), last=z)
+    return run.phases[1].build(drawn).space
+
+
 def data(run: Run) -> dict[str, Any]:
     """A plan as `--json` prints it."""
     words = words_of(run)
-    space = words or run.phases[0].build(None).space
     found: dict[str, Any] = {
         "dry_run": True,
         "method": run.spec["method"]["name"],
@@ -77,7 +92,7 @@ def data(run: Run) -> dict[str, Any]:
         "reward": run.spec["reward"],
         "held_out": run.spec["held_out"],
         "phases": [phase.name for phase in run.phases],
-        "space": space.describe(),
+        "space": searched(run).describe(),
         "budget": str(run.budget),
         "estimate": dataclasses.asdict(estimate(run)),
     }
@@ -101,7 +116,6 @@ def _slots(words: Words) -> list[dict[str, Any]]:
 
 def view(run: Run) -> list[RenderableType]:
     """A plan for people."""
-    space = words_of(run) or run.phases[0].build(None).space
     rewards = ", ".join(part.name for part in run.reward.parts)
     aim = " (lowered)" if run.method.lowers else ""
     watched = f"; held out: {', '.join(run.watched)}" if run.watched else ""
@@ -111,7 +125,7 @@ def view(run: Run) -> list[RenderableType]:
         ("budget", str(run.budget)),
         ("cost", sentence(estimate(run))),
     ]
-    lines = [clean(line) for line in space.describe().splitlines()]
+    lines = [clean(line) for line in searched(run).describe().splitlines()]
     return [*lines, "", *(clean(f"{name:<9}{value}") for name, value in facts)]
 
 
