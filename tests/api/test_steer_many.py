@@ -213,24 +213,21 @@ def test_every_run_can_be_read_by_itself(model: FrozenModel, tmp_path: Path) -> 
         assert tiller.open_run(result.run_dir).best.scores == result.best.scores
 
 
-@pytest.mark.parametrize("estimator", [{"method": "ipgo_dno"}, {"method": "ipgo", "popsize": 3}])
+@pytest.mark.parametrize("method", [{"method": "ipgo_dno"}, {"method": "ipgo", "popsize": 3}])
 def test_black_boxes_of_prompts_of_several_lengths_are_compared_together(
-    estimator: dict[str, Any], model: FrozenModel, tmp_path: Path
+    method: dict[str, Any], model: FrozenModel, tmp_path: Path
 ) -> None:
     small = {"prefix": 4, "suffix": 4, "rank": 2, "reward": "jpeg", "budget": "steps=2"}
     prompts = ["a", "a long red cat"]
-    results = tiller.steer_many(model, prompts, **settings(tmp_path / "a", **small, **estimator))
+    results = tiller.steer_many(model, prompts, **settings(tmp_path / "a", **small, **method))
     alone = [
-        tiller.steer(model, one, **settings(tmp_path / "b", **small, **estimator))
-        for one in prompts
+        tiller.steer(model, one, **settings(tmp_path / "b", **small, **method)) for one in prompts
     ]
     for a, b in zip(results, alone, strict=True):
         assert a.best.scores == pytest.approx(b.best.scores, abs=1e-4)
 
 
-def test_many_runs_get_the_open_files_that_they_need(
-    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_runs_get_the_open_files_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     limits, given = (300, 100_000), []
     monkeypatch.setattr("resource.getrlimit", lambda which: limits)
     monkeypatch.setattr("resource.setrlimit", lambda which, both: given.append(both))
