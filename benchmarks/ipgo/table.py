@@ -1,7 +1,8 @@
 """Each method steers each prompt with as many pictures (the shape of table 1).
 
     python benchmarks/ipgo/table.py [--prompts 60] [--seeds 1] [--images 50] [--rewards clip]
-        [--methods raw ipgo draft ddpo dpo_diff best_of_n dno ipgo_dno] [--few 16] [--json]
+        [--methods raw ipgo draft ddpo dpo_diff best_of_n dno ipgo_dno] [--few 16]
+        [--rows benchmarks/ipgo/rows] [--json]
 
 Three rewards (clip, preference, their mix), the prompts in four groups. Of every method: the
 reward, the held-out CLIP, the judge's verdict, how often the reward rose, by how much, and how
@@ -9,13 +10,19 @@ often ipgo's was the higher one of the pair. Every method may draw `--images` pi
 what a picture costs differs, so the calls and the seconds stand beside. The methods of
 `--few-methods`, which draw their runs one after another, get the first `--few` prompts alone, an
 equal part of each group, and are compared with ipgo on these. Some processes may do some methods
-each, and another prints the table: finished runs are found in `--out`.
+each, and another prints the table: finished runs are found in `--out`. `--rows` is a folder that
+keeps what the table needs of each run, so that a table can be made on several machines and days:
+what is there is not run again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +31,7 @@ from tiller.api import plan
 from tiller.core.errors import InvalidInput, TillerNotice
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from grid import Row, against, arguments, grid, mean, report, summary
+from grid import Row, against, arguments, grid, machine, mean, report, summary
 from material import GROUPS, REWARDS, fields, grouped, sampling
 
 METHODS = ["raw", "ipgo", "draft", "ddpo", "dpo_diff", "best_of_n", "dno", "ipgo_dno"]
@@ -70,6 +77,30 @@ def _has_words(model: Any, prompt: str, settings: dict[str, Any]) -> bool:
     return True
 
 
+def kept(
+    file: Path, prompts: list[str], options: Any, make: Callable[[list[str]], list[Row]]
+) -> list[Row]:
+    """The prompts' rows: those in `file`, and what `make` gives for the other prompts, added to it.
+
+    A line is a run without its curve and its folder, its settings and the machine.
+    """
+    settings = {"images": options.images, "steps": options.sampling_steps, "set": options.set}
+    lines = file.read_text().splitlines() if file.is_file() else []
+    found = [line for line in map(json.loads, lines) if line["settings"] == settings]
+    rows = [Row(**line["row"], curve=[], folder="") for line in found]
+    known = {(row.prompt, row.seed) for row in rows}
+    missing = [p for p in prompts if any((p, seed) not in known for seed in range(options.seeds))]
+    for row in make(missing) if missing else []:
+        if (row.prompt, row.seed) not in known:
+            rows.append(row)
+            plain = {k: v for k, v in asdict(row).items() if k not in ("curve", "folder")}
+            lines.append(json.dumps({"settings": settings, "machine": machine(), "row": plain}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in lines))
+    rows = [row for row in rows if row.prompt in prompts and row.seed < options.seeds]
+    return sorted(rows, key=lambda row: (prompts.index(row.prompt), row.seed))
+
+
 def main() -> None:
     warnings.simplefilter("ignore", TillerNotice)
     parser = arguments(__doc__, __file__, prompts=60, seeds=1)
@@ -80,6 +111,7 @@ def main() -> None:
     parser.add_argument("--few-methods", nargs="*", default=["ddpo"], choices=METHODS)
     parser.add_argument("--set", nargs="+", default=[], help="fields of ipgo, field=value")
     parser.add_argument("--sampling-steps", type=int, default=None, help="[the model's own]")
+    parser.add_argument("--rows", type=Path, help="folder that keeps a line of each run")
     options = parser.parse_args()
     model = tiller.load_model(options.model)
     groups = grouped(-(-options.prompts // len(GROUPS)))
@@ -94,7 +126,12 @@ def main() -> None:
         found: dict[str, list[Row]] = {}
         for method in options.methods:
             texts = few if method in options.few_methods else prompts
-            rows = found[method] = steered(model, texts, method, options, reward)
+            make = partial(steered, model, method=method, options=options, reward=reward)
+            if options.rows is None:
+                rows = make(texts)
+            else:
+                rows = kept(options.rows / f"{reward}-{method}.jsonl", texts, options, make)
+            found[method] = rows
             row = summary(rows, shown)
             row["gain"] = mean(rows, lambda r, n=raised: reward_of(r, n) - before(r, n))
             row["raised"] = mean(rows, lambda r, n=raised: reward_of(r, n) > before(r, n) + 1e-4)

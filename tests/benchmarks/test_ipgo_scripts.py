@@ -55,6 +55,36 @@ def test_the_script_prints_one_object(
             assert cell["low"] <= cell["value"] <= cell["high"]
 
 
+@pytest.mark.filterwarnings("ignore:the prompt has")
+def test_rows_that_are_kept_are_not_run_again(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    rows = tmp_path / "rows"
+
+    def table(few: int, out: str) -> tuple[dict[str, object], int]:
+        argv = ["table", "--methods", "raw", "--rewards", "mix", "--prompts", "8"]
+        argv += ["--few-methods", "raw", "--few", str(few)]
+        argv += ["--model", str(model), "--sampling-steps", "2", "--json", "--rows", str(rows)]
+        monkeypatch.setattr(sys, "argv", [*argv, "--out", str(tmp_path / out)])
+        runpy.run_path(str(SCRIPTS / "table.py"), run_name="__main__")
+        found = json.loads(capsys.readouterr().out)
+        return found["table"], len(list((tmp_path / out).glob("2*")))
+
+    first, ran = table(4, "a")
+    assert ran == 4
+    again, ran = table(4, "b")
+    assert ran == 0
+    assert again == first
+    more, ran = table(8, "c")
+    assert ran == 4
+    assert more != first
+    assert len((rows / "mix-raw.jsonl").read_text().splitlines()) == 8
+
+
 def test_groups_and_halves_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
     material = runpy.run_path(str(SCRIPTS / "material.py"))
