@@ -148,6 +148,15 @@ def test_fields_left_open_are_settled_by_the_model_and_the_loss(
         Gfti(loss="perceptual")
 
 
+@pytest.mark.parametrize("field", [{"flip": 0.5}, {"t_low": 0.2}, {"t_high": 0.8}])
+def test_fields_that_the_drawn_loss_does_not_read_are_refused(
+    emoji: FrozenModel, field: dict[str, float]
+) -> None:
+    with pytest.raises(InvalidInput, match=r"belong to loss=denoising, .* or set loss=denoising"):
+        Gfti(**field).settled(emoji)
+    assert Gfti(**field, loss="denoising").settled(emoji).loss == "denoising"
+
+
 def test_a_run_of_the_bundled_model_goes_on_bit_for_bit(emoji: FrozenModel, tmp_path: Path) -> None:
     photos = []
     for ground in ("white", "yellow", "blue"):

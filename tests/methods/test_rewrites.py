@@ -271,6 +271,12 @@ class TestPromptist:
         with pytest.raises(InvalidInput, match=r"expected .* config.json and model.safetensors"):
             self.settings(pickled).build(task)
 
+    def test_torn_weights_are_refused(self, folder: Path, task: Task, tmp_path: Path) -> None:
+        torn = shutil.copytree(folder, tmp_path / "torn") / "model.safetensors"
+        torn.write_bytes(torn.read_bytes()[:100])
+        with pytest.raises(InvalidInput, match=r"model\.safetensors"):
+            self.settings(torn.parent).build(task)
+
     def test_a_missing_model_says_what_to_do(self, task: Task) -> None:
         with pytest.raises(InvalidInput) as caught:
             Promptist(num_inference_steps=1).build(task)

@@ -206,3 +206,10 @@ def test_pickled_weights_are_never_read(tmp_path, pictures):
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(InvalidInput, match="safetensors"):
         Clip(str(folder))(pictures(1), ["a"])
+
+
+def test_torn_weights_are_refused(tmp_path, pictures):
+    file = write_clip(tmp_path / "torn") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InvalidInput, match=r"cannot load the CLIP model .* got: "):
+        Clip(str(file.parent))(pictures(1), ["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_a_sentence_encoder_of_transformers(encoder: Path) -> None:
 def test_an_encoder_that_is_not_there_is_named(source: str) -> None:
     with pytest.raises(InvalidInput, match="cannot load the sentence encoder"):
         sentence_encoder(source)
+
+
+def test_an_encoder_of_torn_weights_is_named(encoder: Path, tmp_path: Path) -> None:
+    torn = shutil.copytree(encoder, tmp_path / "torn") / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.raises(InvalidInput, match=r"cannot load the sentence encoder .* got: "):
+        sentence_encoder(str(torn.parent))
