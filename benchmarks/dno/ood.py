@@ -5,9 +5,10 @@
 
 Half of the prompts are "a black <animal>" with the reward brightness, half "a white <animal>" with
 darkness: the reward is at odds with the prompt, and gives in where the noise leaves the model's
-law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they first reach the
-lower of the two runs' final rewards. A larger rate takes both farther; without PRNO fewer steps
-(`--steps-without`) then reach what is compared. `--own-order` adds the bounds of z's own order.
+law. dno with gamma = 0 and gamma = 1 are compared at equal reward: both where they pass the lower
+of the two runs' final rewards, on the line between the rounds before and after. A larger rate takes
+both farther; without PRNO fewer steps (`--steps-without`) then reach what is compared.
+`--own-order` adds the bounds of z's own order.
 A second figure has the pictures: unsteered, both at equal reward, and those without at the end.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,42 @@ CASES = {"black": "brightness", "white": "darkness"}
 FREE, KEPT = "gamma=0", "with PRNO"
 
 
-def reached(row: Row, reward: float) -> Kept:
-    """What the run kept where its best was first worth at least `reward`."""
-    first = next(i for i, line in enumerate(row.curve) if line["best_reward"] >= reward - 1e-9)
-    return kept(row, first + 1)
+@dataclass(frozen=True)
+class Between:
+    """Where a run passes a reward: between what it kept before (share 1 - part) and after (part).
+
+    A round's step may go far past the reward; comparing what is there would count the rest of the
+    step against the run.
+    """
+
+    before: Kept
+    after: Kept
+    part: float
+
+    def __getitem__(self, field: str) -> float:
+        """A score, P(z), verdict or number of steps, on the line between the two."""
+
+        def of(one: Kept) -> float:
+            return float(one.scores.get(field, getattr(one, field, 0.0)))
+
+        return (1 - self.part) * of(self.before) + self.part * of(self.after)
+
+    @property
+    def picture(self) -> Path:
+        """The nearer one's."""
+        return (self.before if self.part < 0.5 else self.after).picture
+
+
+def reached(row: Row, reward: float) -> Between:
+    """Where the run's best was worth `reward`."""
+    rises = [line["best_reward"] for line in row.curve]
+    first = next(i for i, found in enumerate(rises) if found >= reward - 1e-9)
+    after = kept(row, first + 1)
+    if first == 0:
+        return Between(after, after, 1.0)
+    low, high = rises[first - 1], rises[first]
+    part = (reward - low) / (high - low)
+    return Between(kept(row, first), after, min(1.0, max(0.0, part)))
 
 
 def equal_rewards(rows: dict[str, list[Row]]) -> list[float]:
@@ -48,7 +82,7 @@ def equal_rewards(rows: dict[str, list[Row]]) -> list[float]:
     return [min(row.curve[-1]["best_reward"] for row in pair) for pair in pairs]
 
 
-def at_equal_reward(rows: dict[str, list[Row]]) -> dict[str, list[Kept]]:
+def at_equal_reward(rows: dict[str, list[Row]]) -> dict[str, list[Between]]:
     """What each run of a pair kept where it first had the pair's lower final reward."""
     equal = equal_rewards(rows)
     return {
@@ -58,14 +92,14 @@ def at_equal_reward(rows: dict[str, list[Row]]) -> dict[str, list[Kept]]:
 
 
 def table_of(
-    rows: dict[str, list[Row]], at: dict[str, list[Kept]]
+    rows: dict[str, list[Row]], at: dict[str, list[Between]]
 ) -> dict[str, dict[str, Estimated]]:
     """Both settings at equal reward, and the differences run by run."""
     groups = [row.prompt for row in rows[FREE]]
     fields = (*HELD_OUT, "probability", "colour_right", "faithful", "round")
 
-    def column(found: Sequence[Kept], field: str) -> list[float]:
-        return [float(one.scores.get(field, getattr(one, field, 0.0))) for one in found]
+    def column(found: Sequence[Between], field: str) -> list[float]:
+        return [one[field] for one in found]
 
     table = {
         name: {f: estimated(column(found, f), groups=groups) for f in fields}
@@ -98,7 +132,7 @@ def arms(options: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
     return {FREE: (steps, free), KEPT: (options.steps, kept)}
 
 
-def pictures(figure: Any, rows: dict[str, list[Row]], at: dict[str, list[Kept]]) -> None:
+def pictures(figure: Any, rows: dict[str, list[Row]], at: dict[str, list[Between]]) -> None:
     """The first seed of some prompts: unsteered, both at equal reward, and what was kept last."""
     first = {row.prompt: i for i, row in reversed(list(enumerate(rows[FREE])))}
     cases = [[i for prompt, i in first.items() if f" {colour} " in prompt] for colour in CASES]

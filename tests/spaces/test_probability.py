@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
-from tiller.core.rng import Draw, keyed_generator
+from tiller.core.rng import STEADY, Draw, keyed_generator
 from tiller.spaces import probability as module
 from tiller.spaces.probability import OfLast, OwnOrder, Prno, probability
 from tiller.testing.fakes import FakeQuadratic
@@ -97,11 +97,24 @@ def test_it_is_subtracted_from_a_score_with_its_weight() -> None:
     problem = FakeQuadratic(dimension=6, regularisers=(Prno(b=3, weight=0.7),))
     z = 3 * normal(2, 6)
     found = evaluate(problem.space, problem, z, DRAW, Autograd())
-    value, gradient = Prno(b=3).value_and_gradient(z, DRAW)
+    gradient = Prno(b=3).gradient(z, DRAW)
+    value = Prno(b=3).value(z, STEADY)
     slope = -2 * problem.scale * (z - problem.target) - 0.7 * gradient
     assert bool((value > 0).all())
     torch.testing.assert_close(found.score, found.reward - 0.7 * value)
     torch.testing.assert_close(found.grad, slope)
+
+
+def test_rounds_compare_though_their_gradients_are_of_fresh_orders() -> None:
+    """Where z stands still, so does its score: no round is the best one by luck."""
+    problem = FakeQuadratic(dimension=40, regularisers=(Prno(b=3),))
+    z, rounds = normal(2, 40, seed=5), [Draw(seed=0, round=k) for k in range(5)]
+    found = [evaluate(problem.space, problem, z, draw, Autograd()) for draw in rounds]
+    assert all(torch.equal(found[0].score, one.score) for one in found)
+    assert torch.equal(found[0].score, evaluate(problem.space, problem, z, rounds[3]).score)
+    grads = [one.grad for one in found]
+    assert not any(torch.equal(grads[0], grad) for grad in grads[1:])
+    assert OfLast(Prno(b=3), slots=1).random
 
 
 def test_known_noises() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tiller.core.budget import Cost, metered
 from tiller.core.errors import RewardError
 from tiller.core.objective import Objective
-from tiller.core.rng import Draw
+from tiller.core.rng import STEADY, Draw
 from tiller.core.space import Space
 
 
@@ -201,7 +201,10 @@ def _no_gradient(
 def penalties(
     objective: Objective[Any, Any], z: Tensor, draw: Draw, *, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The weighted penalties [n] in float64 and, if `wanted`, their gradient."""
+    """The weighted penalties [n] in float64 and, if `wanted`, their gradient.
+
+    The penalties of one draw for all rounds, so that they compare; the gradient of the round's.
+    """
     total = torch.zeros(len(z), dtype=torch.float64)
     gradient: Tensor | None = None
     for regulariser in objective.regularisers:
@@ -209,9 +212,9 @@ def penalties(
             value, slope = regulariser.value_and_gradient(z, draw)
             part = regulariser.weight * slope
             gradient = part if gradient is None else gradient + part
-        else:
+        if regulariser.random or not wanted:
             with torch.no_grad():
-                value = regulariser.value(z, draw)
+                value = regulariser.value(z, STEADY if regulariser.random else draw)
         total += regulariser.weight * value.to(total)
     if not bool(torch.isfinite(total).all()):
         raise RewardError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,15 @@ class Regulariser(ABC):
     """A penalty over z, subtracted from the reward: score = reward - weight * value(z).
 
     The journal keeps reward and penalty apart; the best candidate is chosen by their sum.
+
+    Attributes:
+        weight: of the penalty.
+        random: `value` depends on the draw. Gradients are of the round's own; the penalty by which
+            rounds are compared is of one draw, `STEADY`, or else the luckiest round would be best.
     """
 
     weight: float = 1.0
+    random: ClassVar[bool] = False
 
     @abstractmethod
     def value(self, z: Tensor, draw: Draw) -> Tensor:

@@ -55,3 +55,7 @@ class Draw:
     def generator(self, name: str = "draw") -> torch.Generator:
         """A fresh generator for one purpose; the same name gives the same numbers again."""
         return keyed_generator(self.seed, name, self.round)
+
+
+STEADY = Draw(seed=0, round=0)
+"""The randomness of what is compared between rounds and runs: always the same."""

@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -98,8 +98,9 @@ class Prno(Regulariser):
 
     So score = reward + gamma E[log p1 + log p2] with gamma = `weight`. It is 0 where both bounds
     say nothing, about .1 for a typical draw of N(0, I), and grows with the distance from that law.
-    The orders are drawn anew each round. The gradient is closed-form, without a graph: it needs a
-    few copies of z and of a million or two of numbers, whatever b is.
+    The gradient is of orders that are drawn anew each round; the value by which rounds are compared
+    is of the same orders in all of them (`random`). The gradient is closed-form, without a graph:
+    it needs a few copies of z and of a million or two of numbers, whatever b is.
 
     Attributes:
         k: length of the vectors (the paper: 2; 1 sees no covariance, 100 leaves too few vectors).
@@ -123,6 +124,7 @@ class Prno(Regulariser):
     b: int = 100
     weight: float = 1.0
     device: torch.device | None = None
+    random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(k=self.k, b=self.b)
@@ -215,6 +217,7 @@ class OfLast(Regulariser):
     inner: Regulariser
     slots: int
     weight: float = 1.0
+    random: ClassVar[bool] = True  # the inner one may be
 
     def value(self, z: Tensor, draw: Draw) -> Tensor:
         """The inner penalty [n] of the last noises of z [n, slots, ...]."""
