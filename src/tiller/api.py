@@ -198,7 +198,8 @@ def steer_many(
         prompt that is there twice is steered once.
 
     Raises:
-        InvalidInput, Incompatible, RewardError: as `steer`; every run keeps its best.
+        InvalidInput, Incompatible: as `steer`.
+        RewardError: the reward failed; the runs in which it did not are finished first.
 
     Example:
         >>> animals = ["a purple owl", "a red cat"]                               # doctest: +SKIP

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiller.core.budget import Budget, Cost
-from tiller.core.errors import RunError, TillerError, TillerNotice
+from tiller.core.errors import RewardError, RunError, TillerError, TillerNotice
 from tiller.core.rng import Draw
 from tiller.core.search import Phase, Search, Step, search_together
 from tiller.core.state import Packed, pack
@@ -147,13 +147,54 @@ def drive(
     """Run the searches side by side, each kept in step with its folder; what is there is truth.
 
     What is measured after a search (`Method.unseen`) is measured once it is over, not where it was
-    interrupted. An error ends all of them: every run keeps its best and can be resumed.
+    interrupted. A reward that fails ends the runs in which it does, once the others are over; any
+    other error ends all of them. Every run keeps its best and can be resumed.
+
+    Raises:
+        RewardError: the reward failed; it names the first run in which it did.
     """
+    with interruptible() as interrupted:
+        failed = _driven(runs, on_step, interrupted)
+    if not failed:
+        return
+    run, store, error = failed[0]
+    if len(runs) == 1:
+        raise error
+    named = RewardError(
+        f"{error} (with the prompt {run.spec['prompt']!r} and seed {run.spec['seed']}; "
+        f"{len(failed)} of {len(runs)} runs failed, the others went on)"
+    )
+    named.add_note(f"run: {store.path}")
+    raise named from error
+
+
+def _driven(
+    runs: Sequence[tuple[Run, RunStore]],
+    on_step: Callable[[Progress], None] | None,
+    interrupted: Callable[[], bool],
+) -> list[tuple[Run, RunStore, RewardError]]:
+    """The runs in which the reward fails, found by halves, each half going on side by side."""
+    try:
+        _side_by_side(runs, on_step, interrupted)
+    except RewardError as error:
+        if len(runs) == 1:
+            ((run, store),) = runs
+            return [(run, store, error)]
+        half = len(runs) // 2
+        parts = runs[:half], runs[half:]
+        return [one for part in parts for one in _driven(part, on_step, interrupted)]
+    return []
+
+
+def _side_by_side(
+    runs: Sequence[tuple[Run, RunStore]],
+    on_step: Callable[[Progress], None] | None,
+    interrupted: Callable[[], bool],
+) -> None:
     with ExitStack() as stack:
         allow_files(2 * len(runs))  # a lock and a journal each
         for _, store in runs:
             stack.enter_context(store)
-        interrupted = stack.enter_context(interruptible())
         drivers = [_Driver(run, store, interrupted) for run, store in runs]
         try:
             states = [store.load_state() for _, store in runs]
@@ -177,6 +218,8 @@ def drive(
                 if not interrupted():
                     look_elsewhere(run, store)
         except TillerError as error:
+            if isinstance(error, RewardError) and len(runs) > 1:
+                raise  # of which run it is will be seen
             for _, store in runs:
                 with suppress(RunError):  # the disk may be what failed
                     store.append({"kind": "error", "text": str(error), "time": now()})
@@ -269,6 +312,7 @@ class _Driver:
             "stopped": step.stopped,
             "time": now(),
             **({"relaxed": True} if step.relaxed else {}),
+            **({"drawn": True} if self.guard.drawn else {}),
             **step.problem.space.notes(step.z, step.evaluation.score),
         }
         self.store.checkpoint(pack(step.state), entry)

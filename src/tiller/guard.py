@@ -24,13 +24,16 @@ class Guard:
 
     Attributes:
         stop_below: end the run where P(z) of the round's best candidate is below this, and keep
-            what was found before; 0 for never.
-        patience: end the run where the held-out reward has not risen above its peak for so many
-            rounds, and keep the picture of that peak; 0 for not looking at it.
+            what was found before; 0 for never. Noise that was drawn and not moved is not kept
+            below this, and ends nothing: one draw in thirty is below .05 by chance.
+        patience: end the run where for so many rounds no picture was better by its score and by the
+            held-out reward than the one that is kept; 0 for not looking at the held-out reward.
         lowers: the run seeks low scores, so that the held-out reward should fall as well.
         peak: the highest held-out worth so far; the unsteered picture's at the start.
         since: rounds since then.
         probability: P(z) of the latest round's best candidate, as `weigh` left it.
+        drawn: its noise was drawn in that round, whatever came before.
+        rounds: that were looked at.
     """
 
     stop_below: float = 0.0
@@ -41,7 +44,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         self.noise: torch.Tensor | None = None  # of the latest round's best candidate
-        self.probability = 1.0
+        self.probability, self.drawn, self.rounds = 1.0, False, 0
 
     def worth(self, held_out: float) -> float:
         """What a held-out score is worth to the run; higher is better."""
@@ -53,6 +56,7 @@ class Guard:
 
     def after(self, kept: float | None) -> str | None:
         """Why the run ends with this round, or None; `kept` is what was kept in it, if any."""
+        self.rounds += 1
         self.peak, self.since = (
             (self.peak, self.since + 1) if kept is None else (max(self.peak, kept), 0)
         )
@@ -61,13 +65,19 @@ class Guard:
     @property
     def ended(self) -> str | None:
         """Why the run has ended with the latest round, or None."""
-        if self.probability < self.stop_below:
+        if self.probability < self.stop_below and not self.drawn:
+            low = f"P(z)={self.probability:.2g} is below stop_below={self.stop_below:g}"
+            if self.rounds == 1:
+                return f"{low} before anything was moved: take another seed, or a lower stop_below"
             return (
-                f"P(z)={self.probability:.2g} is below stop_below={self.stop_below:g}: the noise "
-                "has left what the model was trained on; the best from before is kept"
+                f"{low}: the noise has left what the model was trained on; the best from before "
+                "is kept"
             )
         if self.patience and self.since >= self.patience:
-            return f"the held-out reward has not risen for {self.since} rounds (patience)"
+            return (
+                f"no picture was better by its score and by the held-out reward for {self.since} "
+                "rounds (patience)"
+            )
         return None
 
     def recall(self, entries: Sequence[Entry], held_out: str | None) -> None:
@@ -80,6 +90,8 @@ class Guard:
                 self.peak = max(self.peak, self._found(entry, held_out))
                 self.since = 0 if fresh else self.since + 1
                 self.probability = entry.get("probability", self.probability)
+                self.drawn = entry.get("drawn", False)
+                self.rounds += 1
 
     def _found(self, entry: Entry, held_out: str | None) -> float:
         """The worth of what a line says of the held-out reward; the peak where it says nothing."""
@@ -94,6 +106,7 @@ def weigh(guards: Sequence[Guard], steps: Sequence[Step], device: torch.device) 
     for guard, step in zip(guards, steps, strict=True):
         k = step.evaluation.best
         x: Inputs = step.problem.space.decode(step.z[k : k + 1])
+        guard.drawn = step.problem.solver.divisible  # its candidates owe nothing to one another
         noise = x.noise[:1].detach().cpu()
         if guard.noise is None or not torch.equal(noise, guard.noise):
             guard.noise = noise

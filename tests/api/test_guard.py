@@ -101,7 +101,34 @@ def test_recalls_where_a_journal_leaves_it() -> None:
     guard = Guard(patience=3)
     guard.recall(lines, "clip")
     assert (guard.peak, guard.since) == (0.5, 2)
-    assert guard.after(None) == "the held-out reward has not risen for 3 rounds (patience)"
+    assert guard.after(None) == (
+        "no picture was better by its score and by the held-out reward for 3 rounds (patience)"
+    )
+
+
+def test_an_alarm_before_anything_was_moved_says_so() -> None:
+    guard = Guard(stop_below=0.1)
+    guard.probability = 0.05
+    assert "before anything was moved: take another seed" in (guard.after(0.0) or "")
+    guard.drawn = True
+    assert guard.after(0.0) is None
+
+
+def test_noises_that_are_drawn_are_passed_over_where_they_are_improbable(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    common = {"method": "best_of_n", "reward": "brightness", "num_inference_steps": 2, "batch": 1}
+    result = tiller.steer(
+        model, "a cat", out=tmp_path, budget="images=24", stop_below=0.3, **common
+    )
+    found = rounds(result)
+    assert result.stopped == "budget: images=24"
+    kept = [entry["probability"] for entry in found[1:] if entry["image"]]
+    assert kept
+    assert min(kept) >= 0.3
+    assert min(entry["probability"] for entry in found) < 0.3
+    again = tiller.resume(result.run_dir, model=model, budget="images=30")
+    assert again.stopped == "budget: images=30"
 
 
 @pytest.mark.parametrize("settings", [{"stop_below": 1.5}, {"stop_below": -1.0}, {"patience": -1}])

@@ -17,6 +17,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.trajectory import Trajectory
 from tiller.rewards import RewardSum
 from tiller.runs.files import allow_files
+from tiller.runs.record import read_run
 from tiller.testing.fake_pipeline import save_fake_pipeline
 
 PROMPTS = ["a red cat", "a blue dog"]
@@ -107,7 +108,7 @@ def test_each_reward_and_p_of_z_are_asked_once_a_round_for_all(
 
 
 @pytest.mark.parametrize("bad", ["raises", "nan"])
-def test_a_reward_that_fails_for_one_picture_leaves_every_run_at_the_round_before(
+def test_a_reward_that_fails_for_one_prompt_ends_its_run_alone(
     bad: str, model: FrozenModel, tmp_path: Path
 ) -> None:
     rounds: dict[Path, int] = {}
@@ -123,16 +124,35 @@ def test_a_reward_that_fails_for_one_picture_leaves_every_run_at_the_round_befor
     def seen(progress: tiller.api.Progress) -> None:
         rounds[progress.run_dir] = progress.step.index
 
-    with pytest.raises(RewardError, match=r"no dogs|finite"):
-        tiller.steer_many(model, PROMPTS, on_step=seen, **settings(tmp_path, reward=reward))
-    assert list(rounds.values()) == [1, 1]
-    for folder in rounds:
-        result = tiller.open_run(folder)
-        assert result.cost.steps == 1
-        assert '"kind": "error"' in (folder / "journal.jsonl").read_text()
+    prompts = [*PROMPTS, "a green owl"]
+    with pytest.raises(RewardError, match=r"(no dogs|finite).*'a blue dog'.*1 of 3") as caught:
+        tiller.steer_many(model, prompts, on_step=seen, **settings(tmp_path, reward=reward))
+    assert list(rounds.values()) == [3, 1, 3]
+    folders = dict(zip(prompts, rounds, strict=True))
+    failed = folders.pop("a blue dog")
+    assert caught.value.__notes__ == [f"run: {failed}"]
+    assert '"kind": "error"' in (failed / "journal.jsonl").read_text()
+    assert tiller.open_run(failed).cost.steps == 1
+    for folder in folders.values():
+        assert '"kind": "error"' not in (folder / "journal.jsonl").read_text()
+        assert tiller.open_run(folder).stopped == "budget: steps=3"
     rounds.clear()
-    again = tiller.resume(folder, model=model, reward=lambda images: images.mean(dim=(1, 2, 3)))
+    again = tiller.resume(failed, model=model, reward=lambda images: images.mean(dim=(1, 2, 3)))
     assert again.cost.steps == 3
+
+
+def test_a_reward_that_fails_before_the_first_round_ends_its_run_alone(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    def reward(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        if "a green owl" in prompts:
+            raise ValueError("no owls")
+        return images.mean(dim=(1, 2, 3))
+
+    with pytest.raises(RewardError, match=r"no owls.*'a green owl' and seed 0; 1 of 2 runs failed"):
+        tiller.steer_many(model, ["a hen", "a green owl"], **settings(tmp_path, reward=reward))
+    ended = [read_run(folder).stopped for folder in tmp_path.iterdir()]
+    assert sorted(ended, key=str) == [None, "budget: steps=3"]
 
 
 def test_prompts_of_several_lengths_are_drawn_together_within_affixes(

@@ -194,7 +194,7 @@ class UntouchedContinuous(FakeQuadratic):
         (Untouched(), Gradient(), r"Gradient searches a Continuous space, got FakeChoices"),
         (Untouched(), CmaEs(), r"CmaEs searches a Continuous space"),
         (UntouchedContinuous(), Evolution(), r"Evolution searches a Discrete space, got FakeBox"),
-        (UntouchedContinuous(), Gradient(), r"needs a differentiable objective.*best_of_n"),
+        (UntouchedContinuous(), Gradient(), r"needs a differentiable objective.*compares scores"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_call(

@@ -78,7 +78,9 @@ def test_without_momentum_it_is_plain_ascent(task: Task) -> None:
 
 
 def test_a_black_box_is_refused_before_anything_is_drawn(task: Task) -> None:
-    with pytest.raises(Incompatible, match="needs a differentiable objective"):
+    with pytest.raises(
+        Incompatible, match="reno needs a differentiable reward, and jpeg is not; choose dno"
+    ):
         SMALL.build(replace(task, reward=make_reward("jpeg")))
 
 

@@ -89,7 +89,7 @@ def check_compatible(
     if estimator.needs_gradient and not objective.differentiable:
         raise Incompatible(
             f"solver {name} needs a differentiable objective, and {type(objective).__name__} is "
-            "not; choose best_of_n, random or cma, or a differentiable reward"
+            "not; take a differentiable reward, or a solver or estimator that compares scores"
         )
     renders = objective.differentiable or objective.render_differentiable
     if estimator.needs_render_gradient and not renders:

@@ -60,9 +60,10 @@ class Method(ABC):
         scheduler: ddim, lms, euler, pndm, dpmsolver++, euler_a or lcm.
         checkpoint: which steps keep their activations: auto, keep, recompute or a number of steps.
         stop_below: end the run where P(z), the probability of its noise, falls below this (a
-            typical noise has about .25, .001 is far off); 0 for never.
-        patience: end the run when the held-out reward has not risen for so many rounds, and keep
-            the picture of its peak; 0 for not looking at it.
+            typical noise has about .25, .001 is far off); 0 for never. Where noises are drawn and
+            not moved, those below it are passed over.
+        patience: keep only what is better by its score and by the (first) held-out reward, and end
+            the run when for so many rounds nothing was; 0 for not looking at the held-out reward.
         affix: files of learned affixes that go around the prompt, FILE or FILE:WEIGHT, several
             with commas between them, the first next to the prompt.
     """

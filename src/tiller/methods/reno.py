@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.objective import Regulariser
 from tiller.core.search import Phase, Problem
 from tiller.methods.base import Method, Task
@@ -64,6 +64,11 @@ class Reno(Method):
             InvalidInput: a field is out of its range.
             Incompatible: the reward has no gradient.
         """
+        if not task.reward.differentiable:
+            raise Incompatible(
+                f"reno needs a differentiable reward, and {task.reward.name} is not; choose dno, "
+                "which also compares scores, or best_of_n"
+            )
         problem = Problem(
             self.noise(task),
             self.pictures(task, Gradient.full(), self._regularisers()),
