@@ -18,14 +18,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import tiller
 from concepts import CONCEPTS, Made, pictures
+from tiller.concepts import templates
+from tiller.concepts.drawing import sample, told_by
+from tiller.concepts.initialize import NEAREST, similarities
 from tiller.concepts.learn import ConceptResult, learn_concept, make
 from tiller.concepts.metrics import Measured, evaluate
 from tiller.concepts.pictures import load_pictures
+from tiller.concepts.vocabulary import is_emoji, words_of
 from tiller.models import FrozenModel
+from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 from tiller.runs.record import read_run
 
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
@@ -161,7 +167,7 @@ class Cells:
     def key(self, made: Made, variant: str, seed: int) -> str:
         """What a cell is kept under: all that it depends on, the methods' defaults included."""
         options = self.options
-        how = [] if variant == WORD else [name_and_fields(*self.method(variant))]
+        how = [NEAREST] if variant == WORD else [name_and_fields(*self.method(variant))]
         return json.dumps([made.name, *how, seed, options.model, options.calls, options.images])
 
     def method(self, variant: str) -> tuple[str, dict[str, Any]]:
@@ -191,22 +197,26 @@ class Cells:
         return _cell(made, variant, seed, measured, result)
 
     def _word(self, made: Made, given: Tensor, seed: int) -> Cell:
-        """The best of a few plain words, by the reconstruction that is reported."""
-        tried = [self._measured(word, given, made, seed) for word in self._near(made, given)]
-        best = max(tried, key=lambda one: one.reconstruction)
-        return _cell(made, WORD, seed, best, None)
+        """The best plain word by the reconstruction that is reported.
 
-    def _near(self, made: Made, given: Tensor) -> list[str]:
-        """The word that was chosen by eye, and the three that a CLIP finds nearest."""
-        from tiller.concepts import templates
-        from tiller.concepts.initialize import similarities
-        from tiller.concepts.vocabulary import is_emoji, words_of
-        from tiller.rewards._tower import EMOJI, tower_for
-
+        Of those among which a search chooses its start, and of the one that was chosen by eye.
+        """
         sentence = templates.training(made.subject, emoji=is_emoji(self.model))[0]
         words = words_of(self.model)
-        _, near = similarities(tower_for(EMOJI, given), given, words, sentence)
-        return list(dict.fromkeys([made.word, *near[:3]]))
+        _, near = similarities(tower_for(EMOJI, given), given, words, sentence, NEAREST)
+        tower = tower_for(EMOJI_HELD_OUT, given)
+        wanted = tower.embed_images(given)
+        first = UNSEEN * (seed + 1)
+        seeds = range(first, first + self.options.images)
+
+        def likeness(word: str) -> float:
+            told = told_by(self.model, [templates.filled(sentence, word)])
+            drawn = sample(self.model, told, seeds, at_once=len(seeds))
+            return float((tower.embed_images(drawn) @ wanted.T).mean())
+
+        with torch.no_grad():
+            best = max(dict.fromkeys([made.word, *near]), key=likeness)
+        return _cell(made, WORD, seed, self._measured(best, given, made, seed), None)
 
     def _measured(self, concept: Any, given: Tensor, made: Made, seed: int) -> Measured:
         return evaluate(

@@ -31,7 +31,7 @@ def main() -> None:
     figure(options.figures / "convergence.svg", curves)
     found: dict[str, Any] = {
         "curves": curves,
-        "claim": "half the steps with the initialization, less all of them without: loss",
+        "claim": "half the cost with the initialization, less all of it without: loss",
         "difference": {"value": claim.value, "low": claim.low, "high": claim.high},
     }
     if options.json:
@@ -39,7 +39,7 @@ def main() -> None:
         return
     for name, points in curves.items():
         print(f"{name:<16}" + "  ".join(f"{calls}: {loss:.3f}" for calls, loss in points))
-    print(f"\n{claim}  {found['claim']} (below 0: at least as good in half the steps)")
+    print(f"\n{claim}  {found['claim']} (below 0: at least as good at half the cost)")
 
 
 def course(cells: Sequence[Cell]) -> list[tuple[int, float]]:
@@ -50,10 +50,17 @@ def course(cells: Sequence[Cell]) -> list[tuple[int, float]]:
 
 
 def halfway(with_it: Sequence[Cell], without: Sequence[Cell]) -> Estimated:
-    """The loss after half the looks with the initialization, less the last one without it."""
-    others = {(cell.concept, cell.seed): cell.curve for cell in without}
+    """The loss at half the cost with the initialization, less the last one without it.
+
+    Choosing the start is counted: the forwards aside that the other has not.
+    """
+    others = {(cell.concept, cell.seed): cell for cell in without}
     pairs = [(c, others[c.concept, c.seed]) for c in with_it if (c.concept, c.seed) in others]
-    gains = [c.curve[len(c.curve) // 2][1] - curve[-1][1] for c, curve in pairs]
+    gains = []
+    for cell, other in pairs:
+        left = other.curve[-1][0] / 2 - max(0, cell.aside - other.aside)
+        reached = [loss for calls, loss in cell.curve if calls <= left] or [cell.curve[0][1]]
+        gains.append(reached[-1] - other.curve[-1][1])
     return estimated(gains, groups=[cell.concept for cell, _ in pairs])
 
 
@@ -65,7 +72,7 @@ def figure(path: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
     axis = drawn.subplots()
     for name, points in curves.items():
         axis.plot([x for x, _ in points], [y for _, y in points], label=name)
-    axis.set_xlabel("forwards + backwards of the denoiser")
+    axis.set_xlabel("forwards + backwards of the search")
     axis.set_ylabel("held-out loss, 1 - cosine")
     axis.legend(frameon=False)
     drawn.savefig(path, metadata={"Date": None})

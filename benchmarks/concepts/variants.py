@@ -1,7 +1,8 @@
 """Reconstruction against editability of every variant of textual inversion, at equal cost.
 
 Figure 4 of Fei et al. 2023 and what its section 4.3 says of it: subspaces, their dimension, the
-number of pseudo-words, the initialization, gradients beside it; and what a plain word does.
+number of pseudo-words, the initialization, gradients beside it; and what a plain word does. Equal
+are the searches; what choosing the start and looking at drawings took stands as `aside`.
 """
 
 from __future__ import annotations
