@@ -26,6 +26,7 @@ import tiller
 from tiller.affixes.evaluation import Unseen
 from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
 from tiller.core.budget import Budget
+from tiller.core.errors import InvalidInput
 from tiller.core.rng import keyed_generator
 from tiller.core.search import search, search_phases
 from tiller.methods._catalog import make_method
@@ -73,6 +74,9 @@ def ipgo(
     model: FrozenModel, reward: RewardSum, texts: list[str], batch: int, **own: Any
 ) -> Iterator[Any]:
     """(pictures drawn, the unseen prompts within the affix) as training goes."""
+    unread = UNREAD.intersection(own)
+    if unread:
+        raise InvalidInput(f"a training has no use for {', '.join(sorted(unread))}; leave it out")
     _, method = make_method("ipgo", {"decay": 1.0, **own})
     assert isinstance(method, Ipgo)
     space = method.affixes(model)
@@ -83,9 +87,11 @@ def ipgo(
         space,
         batch=batch,
         gamma=method.gamma,
-        gradient=Gradient.last(1),
+        gradient=Gradient.parse(method.gradient),
     )
-    solver = GradientSolver(lr=method.lr, clip_norm=method.clip_norm, estimator=ByParts())
+    solver = GradientSolver(
+        lr=method.lr, schedule=method.schedule(), clip_norm=method.clip_norm, estimator=ByParts()
+    )
     for step in search(space, objective, solver, Budget(steps=10**9)):
         affix = space.decode(step.z)
         yield step.cost.images, lambda watch, affix=affix: watch.pictures(affix)
@@ -121,6 +127,10 @@ def draft(
         yield step.index * batch, drawn
 
 
+# Fields of ipgo for one prompt, or for another way of searching.
+UNREAD = frozenset(
+    ("resample", "shrink", "solver", "popsize", "patience", "stop_below", "affix", "checkpoint")
+)
 METHODS = {"ipgo": ipgo, "draft": draft}
 
 

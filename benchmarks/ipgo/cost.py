@@ -6,8 +6,9 @@ One candidate, guidance on. A step is all that a round does: decode, sample, sco
 penalize, move, retract. The unit is a plain picture with its score and without a gradient; all rows
 take turns in every round, so that a slow minute hits all of them, and ratios are medians. The
 tokens' row is decode, its gradient and retraction together, as a share of the step; the three
-retractions that were weighed against each other stand below, in microseconds. Memory is the sum of
-the tensors that the last sampling step keeps for its backward pass.
+retractions that were weighed against each other stand below, in microseconds. Memory is the most
+that a step's tensors hold at one time, the weights not counted, and what the last sampling step
+keeps for its backward pass.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from tiller.rewards import make_reward
 from tiller.spaces._rotations import nearest_orthonormal
 from tiller.spaces.affixes import Affixes
 from tiller.tasks.statistics import Estimated
+from tiller.testing.allocated import Allocated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from grid import arguments, report
@@ -132,6 +134,10 @@ def main() -> None:
             micro = 1e6 * median_time(function, clock, options.rounds)
             table[f"{name}, {width} x {affixes.rank}"] = {"microseconds": _one(micro)}
     table |= _memory(usual, task)
+    peaks = {name: _peak(rows[name]) for name in rows}
+    for name, peak in peaks.items():
+        ratio = peak / peaks["plain picture"]
+        table[f"{name}, memory"] = {"MB": _one(peak / 1e6), "plain pictures": _one(ratio)}
     held = "held" if share < TOKENS else "did not hold"
     last, draft = (statistics.median(ratios[name]) for name in ("ipgo, last(1)", "DRaFT-1"))
     report(
@@ -159,6 +165,13 @@ def _leaf(affixes: Affixes, z: Tensor) -> Tensor:
     affix = affixes.decode(leaf)
     (grad,) = torch.autograd.grad(affix.prefix.sum() + affix.suffix.sum(), leaf)
     return leaf.detach() + 1e-3 * grad.sign()
+
+
+def _peak(step: Callable[[], None]) -> int:
+    """The most bytes that the tensors of a step held at one time, the weights not counted."""
+    with Allocated() as allocated:
+        step()
+    return allocated.peak
 
 
 def _memory(method: Ipgo, task: Task) -> dict[str, Any]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import STEADY, Draw, keyed_generator
 from tiller.spaces import probability as module
 from tiller.spaces.probability import OfLast, OwnOrder, Prno, probability
+from tiller.testing.allocated import Allocated
 from tiller.testing.fakes import FakeQuadratic
 
 DRAW = Draw(seed=3, round=7)
@@ -292,35 +290,6 @@ def test_no_graph_is_kept_however_many_orders() -> None:
         found = Prno(b=b).value_and_gradient(z, DRAW)
         assert not any(tensor.requires_grad for tensor in found)
     assert not probability(z).requires_grad
-
-
-class Allocated(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._held: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return made
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._held:
-            self._held[key] = storage.nbytes()
-            self._now += storage.nbytes()
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._remove, key)
-
-    def _remove(self, key: int) -> None:
-        self._now -= self._held.pop(key)
 
 
 @pytest.mark.parametrize("together", [module.TOGETHER, module.TOGETHER_FAST])
