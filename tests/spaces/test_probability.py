@@ -15,7 +15,7 @@ from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import STEADY, Draw, keyed_generator
 from tiller.spaces import probability as module
-from tiller.spaces.probability import OfLast, OwnOrder, Prno, probability
+from tiller.spaces.probability import AsStored, OfLast, OwnOrder, Prno, probability
 from tiller.testing.allocated import Allocated
 from tiller.testing.fakes import FakeQuadratic
 
@@ -259,6 +259,22 @@ def test_own_order_sees_what_random_orders_do_not() -> None:
     assert float(own.value(shifted, DRAW)) > float(own.value(draw, DRAW)) + 5
     value, gradient = own.value_and_gradient(shifted, DRAW)
     assert float(own.value(shifted - 0.5 * gradient, DRAW)) < float(value)
+
+
+def test_bounds_of_neighbours_are_the_releases() -> None:
+    z = 1.1 * normal(1, 4096) + 0.1
+    vectors = z.view(1024, 4)
+    mean = vectors.mean(dim=0).norm()
+    off = torch.linalg.matrix_norm(vectors.T @ vectors / 1024 - torch.eye(4).double(), ord=2)
+    excess = (1 + off).sqrt() - 1 - (4 / 1024) ** 0.5
+    expected = 1024 * mean**2 / 8 + 1024 * excess**2 / 2 - 2 * math.log(2)
+    found, gradient = AsStored().value_and_gradient(z, DRAW)
+    torch.testing.assert_close(found, expected[None])
+    assert torch.autograd.gradcheck(
+        lambda x: AsStored().value(x, DRAW), (1.5 * normal(2, 30)).requires_grad_()
+    )
+    assert float(AsStored().value(z - 0.5 * gradient, DRAW)) < float(found)
+    assert float(AsStored().value(normal(1, 4096), DRAW)) < 2
 
 
 @pytest.mark.parametrize("inner", [Prno(b=5), OwnOrder()], ids=["prno", "own order"])

@@ -20,7 +20,7 @@ from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.estimators import Hybrid1, Hybrid2, ZerothOrder
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.rules import Adam, AdamW, Normalized, UpdateRule
-from tiller.spaces.probability import OfLast, OwnOrder, Prno
+from tiller.spaces.probability import AsStored, OfLast, OwnOrder, Prno
 
 # The estimators for rewards without gradients; their own defaults are the paper's.
 COMPARING: dict[str, type[ZerothOrder | Hybrid1 | Hybrid2]] = {
@@ -62,8 +62,10 @@ class Dno(Method):
             rewards learned from people; 0 leaves it out).
         k: length of the vectors that the regulariser cuts z into (DNO appendix: 2).
         b: random orders of z a step for the regulariser (DNO appendix: 100).
-        own_order: with gamma, also bound the means of z's stretches in its own order (the release
-            bounds that order too, in one way; off: it was measured on a toy alone).
+        own_order: with gamma, also bound the means of z's stretches in its own order (ours; off: it
+            was measured on a toy alone).
+        as_stored: with gamma, also take both bounds of z's own order, k neighbours a vector, as the
+            authors' release does, whose k is 4.
         estimator: how the reward's gradient is had: autograd, zeroth_order, hybrid1 or hybrid2;
             auto takes autograd where the reward has gradients, else hybrid2.
         q: perturbations a step of the estimators that compare scores; None for the paper's 16, 8
@@ -85,6 +87,7 @@ class Dno(Method):
     k: int = 2
     b: int = 100
     own_order: bool = False
+    as_stored: bool = False
     estimator: str = "auto"
     q: int | None = None
     mu: float | None = None
@@ -158,8 +161,9 @@ class Dno(Method):
                 f"gamma must be finite and not negative, got gamma={self.gamma}; 0 leaves the "
                 "probability regulariser out"
             )
-        if self.own_order and not self.gamma:
-            raise InvalidInput("own_order is a part of the regulariser; set gamma=1 as well")
+        for name in ("own_order", "as_stored"):
+            if getattr(self, name) and not self.gamma:
+                raise InvalidInput(f"{name} is a part of the regulariser; set gamma=1 as well")
 
     def _rule(self) -> UpdateRule:
         """What `rule` and `weight_decay` mean."""
@@ -186,7 +190,9 @@ class Dno(Method):
         numbers = moved * math.prod(shape)
         if self.k > numbers:
             raise InvalidInput(f"k must be at most {numbers}, the noise's numbers, got k={self.k}")
-        found = (prno, OwnOrder(self.gamma)) if self.own_order else (prno,)
+        found: tuple[Regulariser, ...] = (prno,)
+        found += (OwnOrder(self.gamma),) if self.own_order else ()
+        found += (AsStored(self.k, self.gamma),) if self.as_stored else ()
         return found if moved == slots else tuple(OfLast(f, moved, self.gamma) for f in found)
 
     def _estimator(self, reward: Reward) -> Estimator:

@@ -205,6 +205,30 @@ class OwnOrder(Regulariser):
 
 
 @dataclass(frozen=True)
+class AsStored(Regulariser):
+    """Both bounds for z in its own order: -(log p1 + log p2) of vectors of k neighbours.
+
+    What the authors' release adds to the mean over random orders, with vectors of 4.
+
+    Attributes:
+        k: length of the vectors.
+        weight: gamma.
+
+    Source: DNO's authors' release, `compute_probability_regularization`.
+    """
+
+    k: int = 4
+    weight: float = 1.0
+
+    def value(self, z: Tensor, draw: Draw) -> Tensor:
+        """The penalty [n] of z [n, ...], at least 0; differentiable."""
+        flat = _flat(z, self.k)
+        m = flat.shape[1] // self.k
+        bounds = _bounds(flat[:, : m * self.k].reshape(len(flat), m, self.k).mT)
+        return -(bounds.log_p1 + bounds.log_p2).to(z.dtype)
+
+
+@dataclass(frozen=True)
 class OfLast(Regulariser):
     """Another regulariser, over the last noises alone; it leaves the earlier ones where they are.
 
