@@ -15,6 +15,7 @@ import pytest
 import torch
 from ended import Tiller
 from PIL import Image
+from safetensors.torch import save_file
 
 from tiller.methods._affix_files import load_affixes
 from tiller.models.loader import load_model
@@ -97,9 +98,50 @@ def test_people_get_a_table_and_the_next_command(
     assert ended.code == 0, ended.err
     for text in ("brightness", "gain", "--affix", "budget: steps=6"):
         assert text in ended.out
+    assert "[" not in ended.out, "one prompt has no interval"
+    assert "1 unseen prompts in" in ended.err
+    assert "there is no interval over them; give 5 or more" in " ".join(ended.err.split())
     assert "drawing 1 unseen prompts" in ended.err
     assert "step 6/6" in ended.err
     assert ", about " in ended.err
+
+
+def test_one_unseen_prompt_gets_values_and_no_intervals(
+    tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    answer = asked(tiller, *train(tmp_path, model, "--epochs", "1"))
+    assert all(one.keys() == {"value"} for one in answer["unseen"]["brightness"].values())
+
+
+def test_an_affix_goes_with_a_learned_word(
+    tiller: Tiller, model: Path, file: Path, tmp_path: Path
+) -> None:
+    word = tmp_path / "owl.safetensors"
+    save_file({"<owl>": torch.ones(16)}, word)
+    words = ["steer", "a <owl>", "--method", "raw", "--model", str(model), *REWARDS]
+    words += ["--set", "num_inference_steps=2", "--out", str(tmp_path / "out")]
+    runs = [
+        asked(tiller, *words, "--concept", str(word), *more)
+        for more in ([], ["--affix", str(file)])
+    ]
+    assert len({Path(run["image"]).read_bytes() for run in runs}) == 2
+
+
+def test_an_export_replaces_nothing_that_is_not_its_own(
+    tiller: Tiller, file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere"
+    words = ["affix", "export", str(file), "--to", "diffusers", "--out", str(folder)]
+    script = Path(asked(tiller, *words)["path"])
+    asked(tiller, *words)
+    for there in (script, folder / file.name):
+        kept = there.read_bytes()
+        there.write_bytes(kept + b"#")
+        refused = tiller(*words)
+        assert refused.code == 2
+        assert f"{there.name} is there already and says something else" in refused.error
+        assert there.read_bytes() == kept + b"#"
+        there.write_bytes(kept)
 
 
 def test_every_held_out_reward_is_looked_at_and_few_prompts_are_a_word_worth(

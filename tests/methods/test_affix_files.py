@@ -16,6 +16,7 @@ from tiller.core.errors import InvalidInput, RunError
 from tiller.core.rng import Stream
 from tiller.methods._affix_files import (
     _digest,
+    absolute_affixes,
     affix_digests,
     encode_affix,
     load_affixes,
@@ -27,6 +28,7 @@ from tiller.methods.dno import Dno
 from tiller.methods.ipgo import Ipgo
 from tiller.methods.raw import Raw
 from tiller.models.base import FrozenModel
+from tiller.models.concepts import Concept
 from tiller.models.loader import load_model
 from tiller.rewards import make_reward
 from tiller.spaces.affixes import Affix, Affixes
@@ -163,6 +165,61 @@ def test_tokens_that_cannot_be_are_refused(
     file.write_bytes(save(tensors, {"tiller": json.dumps(about)}))
     with pytest.raises(InvalidInput, match=says):
         read_affix(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("anchored", True, "one of anchored, .* is not what was saved"),
+        ("sampler", {"num_inference_steps": 9}, "is not what was saved"),
+        ("sampler", "ddim", "sampler='ddim', which is no sampler"),
+        ("anchored", "yes", "anchored='yes', which is no anchored"),
+        ("dtype", "float32; print()", "which torch has not"),
+    ],
+    ids=["anchored", "sampler", "sampler's type", "anchored's type", "code"],
+)
+def test_what_decides_the_picture_is_sealed_with_the_tokens(
+    name: str, value: object, says: str, file: Path
+) -> None:
+    data = file.read_bytes()
+    about = read_affix(file).about
+    file.write_bytes(save(load(data), {"tiller": json.dumps({**about, name: value})}))
+    with pytest.raises(InvalidInput, match=says):
+        read_affix(file)
+
+
+def test_files_of_before_they_were_sealed_still_load(model: FrozenModel, file: Path) -> None:
+    data, about = file.read_bytes(), read_affix(file).about
+    assert affix_digests(str(file)) == [about["seal"]]
+    del about["seal"]
+    file.write_bytes(save(load(data), {"tiller": json.dumps(about)}))
+    assert len(load_affixes(str(file), model)) == 1
+    assert affix_digests(str(file)) == [about["digest"]], "what runs that use it have recorded"
+
+
+def test_learned_words_make_no_other_weights_of_a_model(model: FrozenModel, file: Path) -> None:
+    vectors = (torch.ones(1, model.token_embeddings[0].shape[1]),)
+    concept = Concept("<owl>", vectors)
+    taught = load_model(fake_pipeline(), concepts=[concept])
+    assert taught.fingerprint() != model.fingerprint()
+    assert taught.weights_fingerprint() == model.weights_fingerprint() == model.fingerprint()
+    assert len(load_affixes(str(file), taught)) == 1
+    about = read_affix(file).about | {"model_fingerprint": taught.fingerprint()}
+    del about["seal"]
+    file.write_bytes(save(load(file.read_bytes()), {"tiller": json.dumps(about)}))
+    assert len(load_affixes(str(file), taught)) == 1, "trained beside these words, and before"
+
+
+def test_a_file_whose_name_ends_like_a_weight_is_that_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_affixes("b:2") == [("b", 2.0)]
+    file.rename("b:2")
+    assert parse_affixes("b:2, b:2:3") == [("b:2", 1.0), ("b:2", 3.0)]
+    told = absolute_affixes("b:2")
+    Path("b:2").unlink()
+    assert parse_affixes(told) == [(str(tmp_path / "b:2"), 1.0)], "also when it is gone"
 
 
 def test_paths_may_hold_colons_and_weights_must_be_positive() -> None:

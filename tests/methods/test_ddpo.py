@@ -202,6 +202,13 @@ def test_all_weights_say_what_they_weigh() -> None:
     assert "five float32 copies" in replace(SMALL, weights="all").notes()[1]
 
 
+def test_settings_that_teach_little_are_a_word_worth() -> None:
+    assert "until its prompt has had least=16 rewards" in replace(SMALL, batch=1).notes()[1]
+    assert "set buffer=32 or more" in replace(SMALL, buffer=2).notes()[1]
+    assert "set buffer=64 or more" in replace(SMALL, batch=64).notes()[1]
+    assert len(replace(SMALL, batch=1, buffer=1).notes()) == 3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -210,6 +217,7 @@ def test_all_weights_say_what_they_weigh() -> None:
         ({"eta": 2.0}, "eta must lie in"),
         ({"weights": "some"}, "weights must be lora or all"),
         ({"batch": 0}, "batch and at_once"),
+        ({"batch": 1_000_000}, r"batch must lie in \[1, 1024\]"),
         ({"at_once": 0}, "batch and at_once"),
         ({"num_inference_steps": 1}, "set num_inference_steps=2"),
         ({"updates": 0}, "updates"),

@@ -171,7 +171,7 @@ def test_a_batch_of_prompts_keeps_every_promise(task: Task, prompts: str) -> Non
 
 @pytest.mark.parametrize("settings", [{}, {"batch": 2}])
 def test_a_black_box_is_refused(task: Task, settings: dict[str, Any]) -> None:
-    with pytest.raises(Incompatible, match="needs a differentiable objective"):
+    with pytest.raises(Incompatible, match="got jpeg; use --method ddpo"):
         replace(SMALL, **settings).build(replace(task, reward=make_reward("jpeg")))
 
 
@@ -185,6 +185,7 @@ def test_a_black_box_is_refused(task: Task, settings: dict[str, Any]) -> None:
         ({"rank": 0}, "rank"),
         ({"targets": "nothing"}, "no adapters"),
         ({"batch": -1}, "batch"),
+        ({"batch": 1_000_000}, r"batch must lie in \[1, 1024\]"),
         ({"prompts": "none.txt"}, "set batch=4"),
         ({"prompts": "none.txt", "batch": 2}, "No such file"),
         ({"lr": 0.0}, "lr"),
@@ -193,7 +194,7 @@ def test_a_black_box_is_refused(task: Task, settings: dict[str, Any]) -> None:
     ],
     ids=[
         "no step", "too many steps", "negative redraws", "redraws of two steps", "rank", "targets",
-        "batch", "prompts without a batch", "no file", "lr", "weight decay", "affix",
+        "batch", "too many", "prompts without a batch", "no file", "lr", "weight decay", "affix",
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(task: Task, settings: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tiller.core.budget import Budget
-from tiller.core.errors import Incompatible, InvalidInput, TillerNotice
+from tiller.core.errors import Incompatible, InvalidInput, MissingDependency, TillerNotice
 from tiller.core.rng import Stream
 from tiller.core.search import Step, search_phases
 from tiller.methods.base import Task
@@ -221,9 +222,14 @@ def test_prompts_as_long_as_the_encoder_takes_have_room_for_affixes(task: Task) 
         ({"solver": "cma", "resample": True}, "on one noise"),
         ({"form": "low"}, "form must be"),
         ({"prefix": 0, "suffix": 0}, "not both 0"),
+        ({"solver": "bayes", "popsize": 0}, "popsize must lie in"),
+        ({"solver": "cma", "popsize": 100_000}, "popsize must lie in"),
     ],
-    ids=["solver", "gradient", "gamma", "popsize", "resample", "form", "none"],
-)
+    ids=[
+        "solver", "gradient", "gamma", "popsize", "resample", "form", "none", "none a round",
+        "too many",
+    ],
+)  # fmt: skip
 def test_bad_settings_are_refused(changes: dict[str, Any], says: str, task: Task) -> None:
     with pytest.raises(InvalidInput, match=says):
         replace(SMALL, **changes).build(task)
@@ -240,10 +246,24 @@ def test_what_needs_no_task_is_refused_at_once(task: Task) -> None:
     for changes in ({"noise_lr": -1.0}, {"noise_clip_norm": 0.0}):
         with pytest.raises(InvalidInput, match=f"{next(iter(changes))} must be positive"):
             IpgoDno(**changes)
-    with pytest.raises(InvalidInput, match="batch=0"):
-        replace(SMALL, solver="bayes", popsize=0).build(task)
-    with pytest.raises(Incompatible, match="differentiable objective"):
+    with pytest.raises(Incompatible, match="got jpeg; leave solver out, or set solver=cma"):
         replace(SMALL, solver="gradient").build(replace(task, reward=make_reward("jpeg")))
+
+
+def test_a_solver_that_is_not_installed_is_missed_before_anything_is_drawn(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingDependency, match=r"or choose cma \(`--set solver=cma`\)"):
+        replace(SMALL, solver="bayes").build(task)
+
+
+def test_a_rank_above_the_width_is_cut_with_a_word_about_it(task: Task) -> None:
+    with pytest.warns(TillerNotice, match="rank=17 is more .* so the bases have 16 columns"):
+        assert replace(SMALL, rank=17).affixes(task.model).rank == 16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert replace(SMALL, rank=Ipgo.rank).affixes(task.model).rank == 16, "nobody asked for it"
 
 
 def test_both_parts_move_each_at_its_own_rate(task: Task) -> None:

@@ -24,6 +24,8 @@ Scores = dict[str, list[float]]
 class Comparison:
     """One reward on the unseen prompts.
 
+    The intervals are over prompts, and of one prompt they say nothing.
+
     Attributes:
         before: the mean without the affix, with its interval over prompts.
         after: the mean with it.
@@ -44,8 +46,13 @@ class Comparison:
             estimated(before), estimated(after), estimated(gains), estimated(wins(after, before))
         )
 
+    @property
+    def prompts(self) -> int:
+        """How many it was taken over."""
+        return self.gain.runs
+
     def plain(self) -> dict[str, dict[str, float]]:
-        """The same as plain data, for `--json`."""
+        """The same as plain data, for the journal."""
         return {
             name: {key: getattr(value, key) for key in ("value", "low", "high")}
             for name, value in vars(self).items()

@@ -25,8 +25,9 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
         The script's path.
 
     Raises:
-        InvalidInput: the file is no affix, or the target cannot take one: embeddings of A1111 and
-            ComfyUI are read before the text encoder, and these tokens stand behind it.
+        InvalidInput: the file is no affix, another file is in the place of one that is written, or
+            the target cannot take one: embeddings of A1111 and ComfyUI are read before the text
+            encoder, and these tokens stand behind it.
         RunError: the export cannot be written.
     """
     saved = read_affix(file)
@@ -54,8 +55,23 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
     target = Path(file).absolute().parent if folder is None else Path(folder).absolute()
     with explained(target, "make the export's folder"):
         target.mkdir(parents=True, exist_ok=True)
-    if target / Path(file).name != Path(file).absolute():
-        write_atomically(target / Path(file).name, Path(file).read_bytes(), "copy the affix")
+    with explained(Path(file), "copy the affix"):
+        copied = Path(file).read_bytes()
     path = target / f"draw_{Path(file).stem}.py"
-    write_atomically(path, script.encode("utf-8"), "write the script")
+    written = {target / Path(file).name: copied, path: script.encode("utf-8")}
+    for there, data in written.items():
+        _refuse_other(there, data)
+    for there, data in written.items():
+        if not there.is_file():
+            write_atomically(there, data, f"write {there.name}")
     return path
+
+
+def _refuse_other(path: Path, data: bytes) -> None:
+    """Refuse to replace what somebody made or changed."""
+    with explained(path, "look at what is there"):
+        if path.exists() and path.read_bytes() != data:
+            raise InvalidInput(
+                f"{path} is there already and says something else; move it away, or give another "
+                "folder (--out)"
+            )

@@ -10,6 +10,7 @@ beside it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from tiller.rewards.base import Reward
 from tiller.spaces.affixes import Affix, Affixes
 from tiller.spaces.insertion import Conformity, Prompts, Words
 
-AT_ONCE = 16  # pictures drawn at once where no gradient is asked for
+AT_ONCE = 16  # pictures drawn at once without a gradient, where memory takes so many
 
 
 class PromptSet:
@@ -162,6 +163,21 @@ class BatchPictures(Objective[Affix, Tensor]):
             parts += [places[k : k + size] for k in range(0, len(places), size)]
         return parts
 
+    def room(self, x: Affix, gradient: bool) -> int | None:
+        """As many candidates as the free memory takes, one prompt after another.
+
+        With a gradient `parts` sees to that.
+        """
+        if gradient:
+            return None
+        return self.trajectory.room(self._longest.conditioning(x))
+
+    @functools.cached_property
+    def _longest(self) -> Words:
+        """The prompt that takes the most memory."""
+        counts = self.prompts.model.token_counts(self.prompts.texts)
+        return self.prompts.words(counts.index(max(counts)))
+
     def _means(self, draw: Draw) -> Prompts:
         return Prompts.of([self.prompts.words(i) for i in self.chosen(draw)])
 
@@ -202,7 +218,7 @@ def drawn_together(
     """Pictures [m, 3, H, W] for each conditioning [m rows] and its noises [m, ...], in order.
 
     They are drawn as one batch, those that are told as many tokens where the model takes no mask,
-    and without a gradient a bounded number of them at once.
+    and without a gradient a bounded number of them at once, no more than memory takes.
     """
     groups: dict[int, list[int]] = {}
     for k, words in enumerate(told):
@@ -210,7 +226,10 @@ def drawn_together(
         groups.setdefault(length, []).append(k)
     found: dict[int, Tensor] = {}
     for members in groups.values():
-        size = len(members) if torch.is_grad_enabled() else AT_ONCE // len(noises[members[0]])
+        size = len(members)
+        if not torch.is_grad_enabled():
+            longest = max((told[k] for k in members), key=lambda one: one.prompt_embeds.shape[1])
+            size = min(AT_ONCE, trajectory.room(longest)) // len(noises[members[0]])
         for first in range(0, len(members), max(1, size)):
             some = members[first : first + max(1, size)]
             latents = trajectory.run(

@@ -15,12 +15,12 @@ from tiller.affixes.evaluation import Comparison, Unseen, compared, means, sheet
 from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
 from tiller.affixes.plan import Plan, spec_of
 from tiller.core.budget import Budget, Cost
-from tiller.core.errors import InvalidInput, RunError
-from tiller.core.search import Phase, Problem, Step
+from tiller.core.errors import InvalidInput, RewardError, RunError
+from tiller.core.search import Phase, Problem, SearchState, Step, best_so_far, standing
 from tiller.core.solver import Solver
-from tiller.learning import INTERRUPTED, Learned, learn
+from tiller.learning import INTERRUPTED, learn
 from tiller.methods._affix_files import check_model, encode_affix, read_affix
-from tiller.methods.ipgo import FEW, SOLVERS, Ipgo
+from tiller.methods.ipgo import Ipgo
 from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
@@ -29,7 +29,6 @@ from tiller.runs.affix_report import AFFIX
 from tiller.runs.files import check_writable, write_atomically
 from tiller.runs.journal import Entry
 from tiller.runs.store import RunStore
-from tiller.solvers.bayes import Bayes
 from tiller.solvers.cma import CmaEs
 from tiller.spaces.affixes import Affix, Affixes
 
@@ -150,7 +149,7 @@ class Training:
         trajectory = self.method.trajectory(model)
         negative = spec["negative_prompt"]
         self.prompts = PromptSet(model, spec["prompts"], negative)
-        kind = self._solver_name()
+        kind = self.method.kind(reward, lambda: self._space("cma").dimension)
         self.space = self._space(kind)
         self.objective = BatchPictures(
             trajectory,
@@ -186,19 +185,22 @@ class Training:
 
     def run(self, store: RunStore, on_step: Callable[[Step], None] | None = None) -> Trained:
         """Train, or go on; then write the file."""
-        learned = learn(
-            store,
-            self.phases(),
-            Budget.parse(self.spec["budget"]),
-            self.spec["seed"],
-            begin=lambda: self._begin(store),
-            entry=lambda step: self._entry(store, step),
-            on_step=on_step,
-        )
+        try:
+            learned = learn(
+                store,
+                self.phases(),
+                Budget.parse(self.spec["budget"]),
+                self.spec["seed"],
+                begin=lambda: self._begin(store),
+                entry=lambda step: self._entry(store, step),
+                on_step=on_step,
+            )
+        except RewardError as error:
+            raise self._kept(store, error) from error
         affix = self._result(learned.problem.solver, learned.state.solver, learned.best.z)
         whole = learned.stopped != INTERRUPTED
         try:
-            file = self._save(affix, learned) if whole else None
+            file = self._save(affix, learned.state, store) if whole else None
         except RunError as error:
             error = RunError(f"{error}. `tiller resume {store.path}` writes it once that is mended")
             error.add_note(f"run: {store.path}")
@@ -247,21 +249,51 @@ class Training:
         with torch.no_grad():
             return self.space.decode(best if stands is None else stands)
 
-    def _save(self, affix: Affix, learned: Learned) -> Path:
+    def _kept(self, store: RunStore, error: RewardError) -> RewardError:
+        """The same error, that says where the affix of the rounds before it is."""
+        kept = "no round was done, so there is no affix"
+        try:
+            saved = store.load_state()
+            if saved is not None:
+                state, problem = standing(self.phases(), saved)
+                affix = self._result(problem.solver, state.solver, best_so_far(state).z)
+                file = self._save(affix, state, store)
+                kept = f"the affix as round {state.round} left it is saved as {file}"
+        except RunError as failed:
+            kept = str(failed)
+        told = RewardError(f"{error}. The training ended: {kept}; its run is {store.path}")
+        told.add_note(f"run: {store.path}")
+        return told
+
+    def _save(self, affix: Affix, state: SearchState, store: RunStore) -> Path:
+        """Write the file, or beside the run's state where another training's would be lost.
+
+        Raises:
+            RunError: it cannot be written, or is kept elsewhere.
+        """
         file = Path(self.spec["file"])
         texts = self.spec["prompts"]
         about = {
+            "run": store.path.name,
             "prompts": len(texts),
             "prompts_hash": hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest(),
             "reward": self.spec["reward"],
             "seed": self.spec["seed"],
-            "steps": learned.state.round,
-            "images": learned.cost.images,
+            "steps": state.round,
+            "images": state.cost.images,
             "method": self.spec["method"],
             "sampler": self.spec["sampler"],
             "versions": self.spec["versions"],
         }
-        write_atomically(file, encode_affix(affix, self.model, about), "save the affix")
+        data = encode_affix(affix, self.model, about)
+        if file.is_file() and not _is_of_run(file, about):
+            kept = store.path / "affix.safetensors"
+            write_atomically(kept, data, "save the affix")
+            raise RunError(
+                f"{file} is there and not of this run, so this run's affix is saved as {kept}; "
+                "take it from there, or move the other file away"
+            )
+        write_atomically(file, data, "save the affix")
         check_model(read_affix(file), self.model, file)
         return file
 
@@ -269,26 +301,28 @@ class Training:
         known = {key: self.spec[key] for key in ("prompt", "negative_prompt", "model", "seed")}
         return {**known, **self.spec["sampler"], "method": AFFIX, "step": step, "scores": scores}
 
-    def _solver_name(self) -> str:
-        name = self.method.solver
-        if name not in SOLVERS:
-            raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}")
-        if name != "auto":
-            return name
-        if self.reward.differentiable:
-            return "gradient"
-        return "bayes" if self._space("cma").dimension <= FEW else "cma"
-
     def _space(self, kind: str) -> Affixes:
         return self.method.affixes(
             self.model, moves="all" if kind == "gradient" else "coefficients"
         )
 
     def _solver(self, kind: str) -> Solver[Any]:
-        method = self.method
         if kind == "gradient":
-            return replace(method.ascent(), estimator=ByParts())
-        return CmaEs(popsize=method.popsize) if kind == "cma" else Bayes(batch=method.popsize or 1)
+            return replace(self.method.ascent(), estimator=ByParts())
+        return self.method.black_box(kind)
+
+
+def _is_of_run(file: Path, about: Mapping[str, Any]) -> bool:
+    """Whether a file holds an affix of the run that `about` tells of.
+
+    Files of before they named their run count where they are of the same training.
+    """
+    try:
+        found = read_affix(file).about
+    except InvalidInput:
+        return False
+    names = ("run",) if "run" in found else ("prompts_hash", "reward", "seed", "method", "sampler")
+    return all(found.get(name) == about[name] for name in names)
 
 
 def unseen_of(entries: Sequence[Entry]) -> dict[str, Comparison]:

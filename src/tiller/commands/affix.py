@@ -29,9 +29,11 @@ from tiller.terminal import EVERY, clean, clock, cost_line, listing, number, quo
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tiller.affixes.evaluation import Comparison
     from tiller.affixes.training import Trained
     from tiller.core.budget import Budget
     from tiller.core.search import Step
+    from tiller.tasks.statistics import Estimated
 
 app = typer.Typer(
     name="affix",
@@ -90,7 +92,12 @@ def train(
             if others is None:
                 texts, others = split(texts, hold_out, seed)
                 if hold_out and len(others) < FEW:
-                    now.notice(_few_held_back(len(others), len(texts)))
+                    back = f"{len(others)} of {len(others) + len(texts)} prompts held back"
+                    more = "more prompts, a larger --hold-out, or others as --unseen FILE"
+                    now.notice(_few(back, len(others), more))
+            elif len(others) < FEW:
+                there = f"{len(others)} unseen prompts in {unseen}"
+                now.notice(_few(there, len(others), f"{FEW} or more"))
             plan = Plan(
                 texts,
                 others,
@@ -109,12 +116,9 @@ def train(
         _finish(now, trained)
 
 
-def _few_held_back(count: int, learned: int) -> str:
-    said = "nothing is said of unseen prompts" if not count else "their interval says little"
-    return (
-        f"{count} of {count + learned} prompts held back, so {said}; give more prompts, a larger "
-        "--hold-out, or others as --unseen FILE"
-    )
+def _few(found: str, count: int, more: str) -> str:
+    said = ("nothing is said of unseen prompts", "there is no interval over them")
+    return f"{found}, so {said[count] if count < 2 else 'their interval says little'}; give {more}"
 
 
 def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> None:
@@ -226,7 +230,7 @@ class TrainingLine:
 
 def answer(trained: Trained) -> dict[str, Any]:
     """A training as `--json` prints it."""
-    unseen = {name: found.plain() for name, found in trained.unseen.items()}
+    unseen = {name: _plain(found) for name, found in trained.unseen.items()}
     return {
         "run": str(trained.run_dir),
         "file": None if trained.file is None else str(trained.file),
@@ -239,6 +243,20 @@ def answer(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _plain(found: Comparison) -> dict[str, dict[str, float]]:
+    """As the journal has it, without the intervals where there was one prompt."""
+    if found.prompts > 1:
+        return found.plain()
+    return {name: {"value": one["value"]} for name, one in found.plain().items()}
+
+
+def _interval(found: Estimated, form: str) -> str:
+    """A value, and its interval where there was more than one prompt."""
+    if found.runs < 2:
+        return format(found.value, form)
+    return f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
 def summary(trained: Trained) -> list[RenderableType]:
     """Unseen prompts with and without the affix, the cost, and what to do next."""
     rows = [
@@ -246,8 +264,8 @@ def summary(trained: Trained) -> list[RenderableType]:
             "reward": name,
             "without": number(found.before.value),
             "with": number(found.after.value),
-            "gain": str(found.gain),
-            "wins": f"{found.wins.value:.0%} [{found.wins.low:.0%}, {found.wins.high:.0%}]",
+            "gain": _interval(found.gain, ".3f"),
+            "wins": _interval(found.wins, ".0%"),
         }
         for name, found in trained.unseen.items()
     ]

@@ -1,8 +1,9 @@
 """Affix files: the tokens of a prefix and a suffix as safetensors, with where they come from.
 
 `prefix` [M, d] and `suffix` [M, d] float32, and the metadata `tiller`, a JSON object: kind, format,
-width, anchored, model (and its source, pipeline and dtype, to load it by), model_fingerprint,
-digest, and whatever its maker says of the training.
+width, anchored, model (and its source, pipeline and dtype, to load it by), model_fingerprint (of
+the weights alone), digest (of the tokens), seal (of all that decides what is drawn; files of before
+it have none), and whatever its maker says of the training.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -24,6 +26,15 @@ from tiller.spaces.affixes import Affix
 
 FORMAT = 1
 TENSORS = ("prefix", "suffix")
+SEALED: dict[str, type | UnionType] = {
+    "anchored": bool,
+    "model_fingerprint": str,
+    "model_source": str | None,
+    "pipeline": str,
+    "dtype": str,
+    "sampler": dict,
+}
+"""Metadata that decides what is drawn, here or by an export, and its types where it is there."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,14 @@ def encode_affix(affix: Affix, model: FrozenModel, about: Mapping[str, Any]) -> 
         "anchored": affix.anchored,
         "model": model.source or model.name,
         "model_source": model.source,
-        "model_fingerprint": model.fingerprint(),
+        "model_fingerprint": model.weights_fingerprint(),
         "pipeline": model.pipeline_class,
         "dtype": str(model.dtype).removeprefix("torch."),
         "digest": _digest(tensors),
     }
-    return save(tensors, {"tiller": json.dumps({**about, **own}, sort_keys=True)})
+    whole = {**about, **own}
+    whole["seal"] = _seal(whole)
+    return save(tensors, {"tiller": json.dumps(whole, sort_keys=True)})
 
 
 def read_affix(path: str | Path) -> SavedAffix:
@@ -108,9 +121,28 @@ def _affix(
             f"{path} was altered: its tokens are not those that were saved; train it again, or "
             "take the file as `tiller affix train` wrote it"
         )
+    _check_sealed(path, about)
     if not all(bool(side.isfinite().all()) for side in (prefix, suffix)):
         raise InvalidInput(f"{path} holds tokens that are not finite; train it again, with less lr")
     return SavedAffix(Affix(prefix[None], suffix[None], about.get("anchored") is True), about)
+
+
+def _check_sealed(path: str | Path, about: Mapping[str, Any]) -> None:
+    """Refuse metadata that is not what was saved, or nothing that could have been."""
+    for name, kind in SEALED.items():
+        if name in about and not isinstance(about[name], kind):
+            raise InvalidInput(
+                f"{path} was altered: it says {name}={about[name]!r}, which is no {name}; train it "
+                "again, or take the file as `tiller affix train` wrote it"
+            )
+    dtype = about.get("dtype", "float32")
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise InvalidInput(f"{path} was altered: it says dtype={dtype!r}, which torch has not")
+    if "seal" in about and about["seal"] != _seal(about):
+        raise InvalidInput(
+            f"{path} was altered: one of {', '.join(SEALED)} is not what was saved; train it "
+            "again, or take the file as `tiller affix train` wrote it"
+        )
 
 
 def load_affixes(spec: str, model: FrozenModel) -> list[Affix]:
@@ -146,7 +178,8 @@ def check_model(saved: SavedAffix, model: FrozenModel, path: str | Path) -> None
             f"{path} has tokens of width {saved.affix.prefix.shape[2]}, made for "
             f"{saved.about.get('model')}; {model.name} reads width {width}. Train one on it"
         )
-    if saved.about.get("model_fingerprint") != model.fingerprint():
+    known = model.weights_fingerprint(), model.fingerprint()  # older files have the latter
+    if saved.about.get("model_fingerprint") not in known:
         raise InvalidInput(
             f"{path} was trained on {saved.about.get('model')} with other weights or precision "
             f"than {model.name} has here; train it again, or load the model as it was"
@@ -154,7 +187,7 @@ def check_model(saved: SavedAffix, model: FrozenModel, path: str | Path) -> None
 
 
 def parse_affixes(spec: str) -> list[tuple[str, float]]:
-    """Paths and weights.
+    """Paths and weights; where there is a file of the whole name, that is the path.
 
     Example:
         >>> parse_affixes("style.safetensors, mood.safetensors:0.5")
@@ -165,18 +198,25 @@ def parse_affixes(spec: str) -> list[tuple[str, float]]:
     """
     found = []
     for part in filter(None, (piece.strip() for piece in spec.split(","))):
-        path, colon, text = part.rpartition(":")
-        try:
-            weight = float(text) if colon else 1.0
-        except ValueError:  # a colon of the path's own
-            path, colon, weight = part, "", 1.0
-        if not 0 < weight < float("inf"):
+        path, said = _weighted(part)
+        if said is None or located(part).is_file():
+            path, said = part, 1.0
+        if not 0 < said < float("inf"):
             raise InvalidInput(
                 f"an affix's weight must be positive and finite, got {part!r}; leave the affix "
                 "out instead of giving it 0"
             )
-        found.append((path if colon else part, weight))
+        found.append((path, said))
     return found
+
+
+def _weighted(part: str) -> tuple[str, float | None]:
+    """The path and the weight that its end says, None where it says none."""
+    path, colon, text = part.rpartition(":")
+    try:
+        return (path, float(text)) if colon else (part, None)
+    except ValueError:  # a colon of the path's own
+        return part, None
 
 
 def absolute_affixes(spec: str) -> str:
@@ -187,12 +227,16 @@ def absolute_affixes(spec: str) -> str:
         '/a/style.safetensors,/a/mood.safetensors:0.5'
     """
     found = [(located(path).absolute(), weight) for path, weight in parse_affixes(spec)]
-    return ",".join(f"{path}:{weight!r}" if weight != 1 else str(path) for path, weight in found)
+    return ",".join(
+        f"{path}:{weight!r}" if weight != 1 or _weighted(str(path))[1] is not None else str(path)
+        for path, weight in found
+    )
 
 
 def affix_digests(spec: str) -> list[str]:
     """What tells the contents of the files apart, for a run's settings."""
-    return [str(read_affix(path).about["digest"]) for path, _ in parse_affixes(spec)]
+    found = [read_affix(path).about for path, _ in parse_affixes(spec)]
+    return [str(about.get("seal", about["digest"])) for about in found]
 
 
 def _alike(prefix: Tensor, suffix: Tensor) -> bool:
@@ -207,6 +251,12 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(str(tuple(tensors[name].shape)).encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _seal(about: Mapping[str, Any]) -> str:
+    """A hash of the tokens' own and of the metadata that decides what is drawn."""
+    told = {name: about.get(name) for name in ("digest", *SEALED)}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -111,6 +111,13 @@ class AffixMethod(Method):
             return Affixes(width, prefix=0, suffix=count, rank=1, form="plain", start=start)
         width = model.encode([""], [""]).prompt_embeds.shape[2]
         most = max(self.prefix, self.suffix) if longest is None else longest
+        if self.rank > width and self.rank != type(self).rank:
+            warnings.warn(
+                f"rank={self.rank} is more than the width of {model.name}'s text states, so the "
+                f"bases have {width} columns; set rank to at most that",
+                TillerNotice,
+                stacklevel=3,
+            )
         return Affixes(
             width,
             min(self.prefix, most),

@@ -343,6 +343,7 @@ class Training(Method):
                     f"prompts={self.prompts!r} and batch=0; set batch=4"
                 )
             return None
+        self.check_batch(self.batch)
         texts = lines_of(self.prompts) if self.prompts else [task.prompt]
         words = task.model.encode(texts, [task.negative_prompt] * len(texts))
         return Lessons(tuple(texts), words, self.batch)

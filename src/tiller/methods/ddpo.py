@@ -93,12 +93,25 @@ class Ddpo(Training):
         return replace(own, scheduler="ddim", eta=self.eta)
 
     def notes(self) -> tuple[str, ...]:
-        """That the picture is a trained copy's, and what all weights weigh."""
-        text = (
-            "weights=all keeps about five float32 copies of the UNet in memory and writes them to "
-            "the run's folder in every round; weights=lora keeps a few megabytes"
-        )
-        return (*super().notes(), text) if self.weights == "all" else super().notes()
+        """That the picture is a trained copy's, what all weights weigh, and what teaches little."""
+        found = list(super().notes())
+        if self.weights == "all":
+            found.append(
+                "weights=all keeps about five float32 copies of the UNet in memory and writes them "
+                "to the run's folder in every round; weights=lora keeps a few megabytes"
+            )
+        if self.batch == 1:
+            found.append(
+                "batch=1 compares a picture with itself until its prompt has had "
+                f"least={self.least} rewards, and nothing is learned before; set batch=4 or more"
+            )
+        if self.buffer < max(2, self.batch):
+            enough = max(type(self).buffer, self.batch)
+            found.append(
+                f"buffer={self.buffer} keeps too few rewards to compare a round's pictures by, "
+                f"batch={self.batch}, so its deviation means little; set buffer={enough} or more"
+            )
+        return tuple(found)
 
     def adaptable(self, model: FrozenModel) -> Adaptable:
         """The copy, its adapters or all of its weights an input."""

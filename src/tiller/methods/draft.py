@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.evaluation import (
     Autograd,
     Estimate,
@@ -77,7 +77,16 @@ class Draft(Training):
         trajectory: Trajectory,
         lessons: Lessons | None,
     ) -> Problem:
-        """The ascent of one adapter."""
+        """The ascent of one adapter.
+
+        Raises:
+            InvalidInput: a field is out of its range.
+            Incompatible: the reward has no gradient.
+        """
+        if not task.reward.differentiable:
+            raise Incompatible(
+                f"draft needs a differentiable reward, got {task.reward.name}; use --method ddpo"
+            )
         if self.redraws < 0 or (self.redraws and self.k != 1):
             raise InvalidInput(
                 "redraws (DRaFT-LV) are of the last step alone and not negative, got "

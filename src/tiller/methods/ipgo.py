@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tiller.core.budget import Budget
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput
 from tiller.core.search import Handover, Phase, Problem
 from tiller.core.solver import Solver
 from tiller.core.space import starting_at
 from tiller.methods._affixed import AffixMethod, at
 from tiller.methods._resampled import ResampledGradient
-from tiller.methods.base import Task
+from tiller.methods.base import MOST_NOISES, Task
 from tiller.models.trajectory import Gradient
-from tiller.solvers.bayes import Bayes
+from tiller.rewards.base import Reward
+from tiller.solvers.bayes import Bayes, check_optuna
 from tiller.solvers.best_of_n import BestOfN
 from tiller.solvers.cma import CmaEs
 from tiller.solvers.gradient import Gradient as GradientSolver
@@ -63,6 +65,7 @@ class Ipgo(AffixMethod):
         Raises:
             InvalidInput: a field is out of its range.
             Incompatible: the solver does not fit the reward.
+            MissingDependency: the solver is not installed.
         """
         mode, solver = Gradient.parse(self.gradient), self._solver(task)
         white = isinstance(solver, (GradientSolver, ResampledGradient))
@@ -102,23 +105,57 @@ class Ipgo(AffixMethod):
             )
         return GradientSolver(lr=self.lr, schedule=self.schedule(), clip_norm=self.clip_norm)
 
+    def kind(self, reward: Reward, dimension: Callable[[], int]) -> str:
+        """Which solver it is: gradient, cma or bayes.
+
+        Args:
+            reward: what is to be raised.
+            dimension: the numbers that a solver that compares scores would search.
+
+        Raises:
+            InvalidInput: there is no such solver.
+            Incompatible: the reward has no gradient, and the solver needs one.
+        """
+        if self.solver not in SOLVERS:
+            raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
+        if self.solver == "gradient" and not reward.differentiable:
+            raise Incompatible(
+                f"solver=gradient needs a differentiable reward, got {reward.name}; leave solver "
+                "out, or set solver=cma"
+            )
+        if self.solver != "auto":
+            return self.solver
+        if reward.differentiable:
+            return "gradient"
+        return "bayes" if dimension() <= FEW else "cma"
+
+    def black_box(self, kind: str) -> Solver[Any]:
+        """The solver for rewards that have no gradient: cma or bayes.
+
+        Raises:
+            InvalidInput: popsize is out of its range.
+            MissingDependency: optuna is not installed.
+        """
+        if self.popsize is not None and not 1 <= self.popsize <= MOST_NOISES:
+            raise InvalidInput(
+                f"popsize must lie in [1, {MOST_NOISES}], or none; got popsize={self.popsize}"
+            )
+        if kind == "cma":
+            return CmaEs(popsize=self.popsize)
+        check_optuna()  # now, and not after the first picture
+        return Bayes(batch=1 if self.popsize is None else self.popsize)
+
     def _solver(self, task: Task) -> Solver[Any]:
-        name = self.solver
-        if name not in SOLVERS:
-            raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}")
-        if name == "auto":
-            name = "gradient" if task.reward.differentiable else self._black_box(task)
+        name = self.kind(task.reward, lambda: self._dimension(task))
         if name == "gradient":
             return ResampledGradient(self.ascent()) if self.resample else self.ascent()
         if self.resample:
             raise InvalidInput(
                 f"{name} ranks candidates on one noise, got resample={self.resample}; leave it out"
             )
-        if name == "cma":
-            return CmaEs(popsize=self.popsize)
-        return Bayes(batch=1 if self.popsize is None else self.popsize)
+        return self.black_box(name)
 
-    def _black_box(self, task: Task) -> str:
+    def _dimension(self, task: Task) -> int:
+        """How many numbers a solver that compares scores would search."""
         longest = self._longest(task)
-        few = self.affixes(task.model, longest=longest, moves="coefficients").dimension <= FEW
-        return "bayes" if few else "cma"
+        return self.affixes(task.model, longest=longest, moves="coefficients").dimension

@@ -305,8 +305,12 @@ class FrozenModel(ABC):
         )
 
     def fingerprint(self) -> str:
-        """A short text that changes when the weights or their precision do."""
+        """A short text that changes when the weights, their precision or learned words do."""
         return f"{self.dtype}"
+
+    def weights_fingerprint(self) -> str:
+        """The same of the weights and their precision alone, whatever words it was taught."""
+        return self.fingerprint()
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

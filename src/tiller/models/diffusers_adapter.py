@@ -184,16 +184,16 @@ class LatentDiffusion(FrozenModel):
         return tuple(reader.table for reader in self._readers)
 
     def fingerprint(self) -> str:
-        """A hash of the dtype and of a thousandth of each weight: milliseconds at any size."""
-        digest = hashlib.blake2b(str(self.dtype).encode(), digest_size=8)
-        for part in self._parts():
-            for name, weight in part.named_parameters():
-                some = weight.detach().flatten()[:: max(1, weight.numel() // 1000 or 1)][:1000]
-                digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+        """A hash of the weights (see `weights_fingerprint`) and of the learned words."""
+        digest = self._weights_digest()
         for concept in self.concepts.concepts.values():
             for vectors in concept.vectors:
                 digest.update(concept.token.encode() + vectors.numpy().tobytes())
         return digest.hexdigest()
+
+    def weights_fingerprint(self) -> str:
+        """A hash of the dtype and of a thousandth of each weight: milliseconds at any size."""
+        return self._weights_digest().hexdigest()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [n, 3, H, W] in [0, 1], in float32 at least, of latents [n, C, h, w]."""
@@ -224,6 +224,14 @@ class LatentDiffusion(FrozenModel):
         """What the VAE gives, [n, C, h, w], as the denoiser reads it."""
         scaled: Tensor = latents * self.vae.config.scaling_factor
         return scaled
+
+    def _weights_digest(self) -> hashlib.blake2b:
+        digest = hashlib.blake2b(str(self.dtype).encode(), digest_size=8)
+        for part in self._parts():
+            for name, weight in part.named_parameters():
+                some = weight.detach().flatten()[:: max(1, weight.numel() // 1000 or 1)][:1000]
+                digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+        return digest
 
     def _parts(self) -> tuple[Any, ...]:
         return (*(reader.encoder for reader in self._readers), self.unet, self.vae)

@@ -49,7 +49,10 @@ def affix_page(record: Record) -> str:
         before=None if before is None else picture(before),
         after=picture(after) if found and after.is_file() else None,
         each=_each(record, list(found)),
-        scores=[_unseen(name, name in record.held_out, one) for name, one in found.items()],
+        scores=[
+            _unseen(name, name in record.held_out, one, several=len(spec["unseen"]) > 1)
+            for name, one in found.items()
+        ],
         charts=charts(_panels(record), "course", "steps") if steps else None,
         file=str(spec.get("file") or ""),
         stopped=ending(record),
@@ -65,16 +68,24 @@ def affix_page(record: Record) -> str:
     )
 
 
-def _unseen(name: str, held_out: bool, found: dict[str, dict[str, float]]) -> UnseenView:
+def _unseen(
+    name: str, held_out: bool, found: dict[str, dict[str, float]], *, several: bool
+) -> UnseenView:
+    """A reward of the unseen prompts; one prompt has no interval and no verdict."""
     gain, wins = found["gain"], found["wins"]
+    spread, share, verdict = "", "", ""
+    if several:
+        spread = f" [{gain['low']:+.3g}, {gain['high']:+.3g}]"
+        share = f" [{wins['low']:.0%}, {wins['high']:.0%}]"
+        verdict = "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else ""
     return UnseenView(
         name=name,
         held_out=held_out,
         without=number(found["before"]["value"]),
         within=number(found["after"]["value"]),
-        gain=f"{gain['value']:+.3g} [{gain['low']:+.3g}, {gain['high']:+.3g}]".replace("-", "−"),
-        wins=f"{wins['value']:.0%} [{wins['low']:.0%}, {wins['high']:.0%}]",
-        verdict="good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else "",
+        gain=f"{gain['value']:+.3g}{spread}".replace("-", "−"),
+        wins=f"{wins['value']:.0%}{share}",
+        verdict=verdict,
     )
 
 

@@ -161,13 +161,22 @@ class Bayes(Solver[BayesState]):
         return samplers.TPESampler(seed=seed, n_startup_trials=self.startup)
 
 
+def check_optuna() -> None:
+    """Say now what the first `ask` would say.
+
+    Raises:
+        MissingDependency: optuna is not installed.
+    """
+    _optuna()
+
+
 def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
         raise MissingDependency(
             "Bayesian optimization needs optuna, which is not installed; run "
-            "`pip install 'tiller[bayes]'`, or choose cma"
+            "`pip install 'tiller[bayes]'`, or choose cma (`--set solver=cma`)"
         ) from error
     return optuna
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Allocated(TorchDispatchMode):
+class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base has no types
     """The most bytes that tensors made under it held at one time.
 
     An allocator takes more: what it keeps for later, and what a library needs within a call.
@@ -26,7 +26,7 @@ class Allocated(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.peak = self._now = 0
         self._held: dict[int, int] = {}
 
