@@ -349,3 +349,65 @@ def test_the_methods_fields_are_shown_by_name(tiller: Tiller, name: str) -> None
     assert {"draws", "patience", "lr" if name == "ti" else "projection"} <= named
     assert all(row["doc"] for row in found["fields"])
     assert "tiller concept learn" in found["example"]
+
+
+def test_a_concepts_model_is_known_to_its_run_and_named_by_others(
+    learn: Callable[..., Ended], tiller: Tiller, steps: Path, tmp_path: Path
+) -> None:
+    run = Path(learn("--json").json["run"])
+    own = run / "learned_embeds.safetensors"
+    assert str(steps).encode() not in own.read_bytes()
+    for file in (run, own):  # the run's record says where the model lies
+        drawn = tiller("concept", "draw", "a <duck>", "--concept", file, "--out", tmp_path / "d")
+        assert drawn.code == 0, drawn.err
+    shared = shutil.copytree(run, tmp_path / "shared")
+    (shared / "run.json").unlink()
+    bare = tiller("concept", "draw", "a <duck>", "--concept", shared)
+    assert bare.code == 2
+    assert "the file of <duck> names no model that it was learned on" in bare.err
+    assert "name it: --model MODEL" in bare.err
+    record = (run / "run.json").read_text()
+    (shared / "run.json").write_text(record.replace(str(steps), str(tmp_path / "gone")))
+    gone = tiller("concept", "evaluate", shared, "--images", "1", "--clip", "emoji")
+    assert gone.code == 2
+    assert f"<duck> was learned on '{tmp_path / 'gone'}', says shared, and that cannot" in gone.err
+    assert "Name the model: --model MODEL" in gone.err
+    assert len(gone.err.strip().splitlines()) == 1
+
+
+def test_evaluate_crops_as_the_run_did(
+    learn: Callable[..., Ended], tiller: Tiller, photos: list[Path], tmp_path: Path
+) -> None:
+    run = learn("--json", "--crop", "pad", "--background", "#ff8800").json["run"]
+    (tmp_path / "empty.png").write_bytes(b"")
+
+    def measured(*options: object) -> float:
+        common = ["--images", "1", "--clip", "emoji", "--quiet", "--json"]
+        ended = tiller("concept", "evaluate", run, *options, *common)
+        assert ended.code == 0, ended.err
+        assert ("left out: empty.png" in ended.err) == ("--skip-broken" in options)
+        return float(ended.json["concept"]["reconstruction"])
+
+    cropped = measured()
+    assert measured(*photos) == cropped
+    assert measured(*photos, tmp_path / "empty.png", "--skip-broken") == cropped
+    assert measured(*photos, "--crop", "centre") != cropped
+    assert measured(*photos, "--background", "blue") != cropped
+
+
+def test_a_home_folder_and_a_token_of_the_shells_are_taken_as_they_are(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = learn(token="<$HOME>")
+    assert "tiller concept draw 'a photo of <$HOME>' --concept " in ended.out
+    (run,) = (tmp_path / "runs").iterdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    common = ["--images", "1", "--clip", "emoji", "--quiet"]
+    found = tiller("concept", "evaluate", f"~/runs/{run.name}", *common)
+    assert found.code == 0, found.err
+
+
+def test_a_token_without_brackets_is_told(learn: Callable[..., Ended]) -> None:
+    ended = learn(token="zor")
+    assert ended.code == 0, ended.err
+    assert "notice: diffusers finds zor inside other words too" in ended.err

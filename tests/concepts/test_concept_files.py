@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tiller.concepts.files import write_concept
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.models import load_model
 from tiller.models.concept_files import read_concept, read_named
 from tiller.models.concepts import Concept, Vocabulary
@@ -271,3 +271,88 @@ def test_a_model_reads_the_concepts_it_was_loaded_with(tmp_path: Path) -> None:
         taught.encode(["b"], ["<duck>"]).negative_prompt_embeds,  # type: ignore[arg-type]
         model.encode(["b"], ["x"]).negative_prompt_embeds,  # type: ignore[arg-type]
     )
+
+
+def test_a_small_file_that_claims_huge_vectors_is_refused_before_they_are_made(
+    tmp_path: Path,
+) -> None:
+    for shape in ((64, 200_000_000), (200_000_000, 4)):
+        torch.save({"<duck>": torch.zeros(1).expand(*shape)}, tmp_path / "huge.bin")
+        with pytest.raises(InvalidInput, match=r"huge.bin: a concept must have 1 to 64 vectors of"):
+            read_concept(tmp_path / "huge.bin")
+
+
+def test_what_a_file_says_of_itself_is_read_with_care(tmp_path: Path) -> None:
+    for about, message in (
+        ("[" * 100_000, "is no safetensors file, or damaged"),
+        ('{"token": null}', "expected a text as the token in its metadata, got NoneType"),
+        ('{"token": ["a"]}', "expected a text as the token in its metadata, got list"),
+    ):
+        save_file({"<duck>": torch.ones(1, 4)}, tmp_path / "odd.safetensors", {"tiller": about})
+        with pytest.raises(InvalidInput, match=message) as caught:
+            read_concept(tmp_path / "odd.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_second_encoders_file_belongs_to_the_first(tmp_path: Path) -> None:
+    write_concept(concept(1, 16, 24), tmp_path)
+    write_concept(concept(1, 16), tmp_path)
+    assert read_concept(tmp_path).widths == (16,)
+    assert not (tmp_path / "learned_embeds_2.safetensors").exists()
+    save_file({"<cat>": torch.ones(1, 24)}, tmp_path / "learned_embeds_2.safetensors")
+    with pytest.raises(InvalidInput, match=r"_2.safetensors holds '<cat>' and .* '<duck>'"):
+        read_concept(tmp_path)
+    (tmp_path / "learned_embeds.safetensors").unlink()
+    with pytest.raises(InvalidInput, match=r"_2.safetensors holds <cat> already, and <duck>"):
+        write_concept(concept(1, 16), tmp_path)
+    assert read_concept(tmp_path / "learned_embeds_2.safetensors").token == "<cat>"
+    tensors = {"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 24), "t5xxl": torch.ones(1, 8)}
+    save_file(tensors, tmp_path / "sd3.safetensors")
+    with pytest.raises(InvalidInput, match=r"expected clip_l and clip_g alone, got t5xxl as well"):
+        read_concept(tmp_path / "sd3.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("emoji", "emoji"),
+        ("owner/some-model", "owner/some-model"),
+        ("/home/anna/model", ""),
+        ("C:\\models\\mine", ""),
+        ("C:/models/mine", ""),
+        ("../model", ""),
+    ],
+)
+@pytest.mark.parametrize("to", ["diffusers", "a1111"])
+def test_a_shared_file_names_no_folder_of_this_machine(
+    model: str, kept: str, to: str, tmp_path: Path
+) -> None:
+    own = concept()
+    (file,) = write_concept(Concept(own.token, own.vectors, {"model": model}), tmp_path, to)
+    assert read_concept(file).about["model"] == kept
+
+
+@pytest.mark.parametrize("token", ["zor", "<zor>_1", "dog2!"])
+def test_a_token_that_diffusers_finds_inside_words_is_told(token: str, tmp_path: Path) -> None:
+    with pytest.warns(TillerNotice, match=r"diffusers finds .* inside other words too"):
+        write_concept(concept(token=token), tmp_path)
+    write_concept(concept(token=token), tmp_path, "a1111")  # without a warning, which is an error
+
+
+def test_a_file_whose_name_is_no_token_names_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "my duck.safetensors"
+    save_file({"emb_params": torch.ones(1, 4)}, file)
+    with pytest.raises(InvalidInput, match=r"'my duck.safetensors' makes no token: .*FILE=<NAME>"):
+        read_concept(file)
+    assert read_named(f"{file}=<duck>").token == "<duck>"
+    assert read_concept(file, "<duck>").token == "<duck>"
+
+
+def test_a_prompt_that_cuts_a_learned_word_off_says_so(tmp_path: Path) -> None:
+    """The fake reads one token a letter: 14 of them."""
+    write_concept(concept(3), tmp_path)
+    model = load_model(fake_pipeline(), concepts=[tmp_path])
+    with pytest.warns(UserWarning, match=r"are dropped: 2 of the vectors of <duck>$"):
+        model.encode([f"{'a' * 13} <duck>"])
+    with pytest.warns(UserWarning, match=r"are dropped: dog, 1 of the vectors of <duck>$"):
+        model.encode([f"{'a' * 12} <duck> dog"])

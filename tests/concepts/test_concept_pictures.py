@@ -209,3 +209,17 @@ def test_no_picture_and_wrong_options_are_refused(tmp_path: Path) -> None:
         load(path, background="whitish")
     with pytest.raises(InvalidInput, match="expected a list of pictures"):
         load_pictures(str(path), SIZE)
+
+
+@pytest.mark.parametrize("size", [(4000, 16), (20, 5000)])
+def test_a_picture_too_long_to_be_padded_is_refused_by_name(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    long = saved(Image.new("RGB", size, "red"), tmp_path / "long.png")
+    with pytest.raises(InvalidInput, match=rf"long.png: is {size[0]} x .* --crop centre; put them"):
+        load_pictures([long], (64, 64), crop="pad")
+    assert len(load_pictures([long], (64, 64))) == 1
+    just = Image.new("RGB", (64 * 16, 16), "red")
+    found = load_pictures([long, just], (64, 64), crop="pad", skip_broken=True)
+    assert len(found.left_out) == 1
+    assert (64, (255, 0, 0)) in found.items[0].image.getcolors()

@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 from tiller.concepts.initialize import at_random, attended, embed_sentences, of_words, similarities
-from tiller.concepts.vocabulary import Words, words_of
-from tiller.core.errors import InvalidInput
+from tiller.concepts.learn import _start
+from tiller.concepts.pictures import load_pictures
+from tiller.concepts.ti import Ti
+from tiller.concepts.vocabulary import Words, notice_untaught, words_of
+from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.models import FrozenModel, load_model
 from tiller.rewards._tower import tower_for
 
@@ -76,8 +79,6 @@ def test_the_bundled_model_begins_among_the_words_of_its_captions() -> None:
     assert len(words.names) < 200
     assert words.tables[0].shape == (len(words.names), 192)
     red = Image.new("RGB", (64, 64), (228, 38, 38))
-    from tiller.concepts.pictures import load_pictures
-
     given = load_pictures([red], (64, 64)).tensor()
     tower = tower_for("emoji", given)
     _, near = similarities(tower, given, words, "a {}")
@@ -101,3 +102,19 @@ def test_random_words_are_words(model: FrozenModel) -> None:
     found = at_random(words, 4, torch.Generator().manual_seed(0))[0]
     assert all(bool((words.tables[0] == e).all(1).any()) for e in found)
     assert words_of(model).names == words.names
+
+
+def test_words_that_the_bundled_model_was_not_taught_are_named(model: FrozenModel) -> None:
+    emoji = load_model("emoji")
+    assert {"duck", "owl"} <= set(words_of(emoji).names)
+    with pytest.warns(TillerNotice, match=r"does not know bird, strawberry, .* it knows cat, dog"):
+        notice_untaught(emoji, ["a bird", "Strawberry"])
+    notice_untaught(emoji, ["Duck", "a red owl"])  # warnings are errors here
+    notice_untaught(model, ["bird"])
+
+
+def test_a_search_that_begins_at_such_a_word_says_so() -> None:
+    emoji, words = load_model("emoji"), words_of(load_model("emoji"))
+    given = load_pictures([Image.new("RGB", (64, 64))], (64, 64))
+    with pytest.warns(TillerNotice, match="does not know unicorn"):
+        _start(emoji, Ti(init="unicorn"), given, words, "a {}", 0)

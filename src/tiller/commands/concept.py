@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ from tiller.terminal import clean, shown
 if TYPE_CHECKING:
     from tiller.concepts.learn import ConceptResult
     from tiller.concepts.run import Progress
+    from tiller.models import FrozenModel
     from tiller.models.concepts import Concept
 
 app = typer.Typer(
@@ -70,7 +72,7 @@ def learn(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="WORD", help="Where to begin: best, clip, random, or a word such as bird."
+            metavar="WORD", help="Where to begin: best, clip, random, or a word such as duck."
         ),
     ] = None,
     crop: Crop = "centre",
@@ -197,15 +199,14 @@ def draw(
         with told(now.notice):
             from tiller.concepts.drawing import draw as run
             from tiller.core.settings import settled
-            from tiller.models import load_model
             from tiller.models.base import SamplerSettings
-            from tiller.models.concept_files import read_named
+            from tiller.models.concept_files import read_named, split_named
             from tiller.runs.png import encode_png
 
             no_loading_bars()
             known = [read_named(one) for one in concept or []]
-            name = _model_of(known, model)
-            loaded = load_model(name)
+            files_of = [split_named(one)[0] for one in concept or []]
+            loaded = _model_of(known, files_of, model)
             own = dataclasses.asdict(loaded.defaults)
             sampler = dataclasses.asdict(settled(SamplerSettings, own | fields, "the sampler"))
             seeds = range(seed, seed + number)
@@ -228,7 +229,7 @@ def draw(
                 loaded, prompt, concepts=known, seeds=seeds, negative_prompt=negative,
                 on_picture=keep, **sampler,
             )  # fmt: skip
-        data = {"prompt": prompt, "model": name, "images": [str(path) for path in files]}
+        data = {"prompt": prompt, "model": loaded.name, "images": [str(path) for path in files]}
         now.answer(data, *(clean(shown(path)) for path in files))
 
 
@@ -244,10 +245,11 @@ def convert(
     quiet_libraries()
     with session(as_json) as now:
         from tiller.concepts.files import write_concept
+        from tiller.core.paths import located
         from tiller.models.concept_files import read_concept
 
         found = read_concept(concept, token)
-        given = Path(concept).expanduser()
+        given = located(concept)
         beside = given if given.is_dir() else given.parent
         files = write_concept(found, beside / to if out is None else out, to)
         data = {"token": found.token, "to": to, "files": [str(path) for path in files]}
@@ -271,6 +273,9 @@ def evaluate(
         typer.Option(help="A CLIP that compares; repeatable, the first decides. [the bundled]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture's noise.")] = 1000,
+    crop: Annotated[str | None, typer.Option(help="As for learn. [the run's]")] = None,
+    background: Annotated[str | None, typer.Option(help="As for learn. [the run's]")] = None,
+    skip_broken: Skip = False,
     model: AnyModel = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -282,8 +287,8 @@ def evaluate(
             from tiller.concepts.metrics import evaluate as run
             from tiller.concepts.pictures import load_pictures
             from tiller.concepts.templates import edits
-            from tiller.concepts.vocabulary import is_emoji
-            from tiller.models import load_model
+            from tiller.concepts.vocabulary import is_emoji, notice_untaught
+            from tiller.core.paths import located
             from tiller.models.concept_files import read_concept
 
             no_loading_bars()
@@ -291,9 +296,19 @@ def evaluate(
             every: list[Concept | str] = [found, *(word or [])]
             if any(isinstance(one, str) and not one.strip() for one in every):
                 raise InvalidInput("expected a word to compare with, got an empty --word")
-            loaded = load_model(_model_of([found], model))
-            size = (loaded.defaults.height, loaded.defaults.width)
-            given = load_pictures(pictures or _inputs(Path(concept)), size).tensor()
+            place = located(concept)
+            loaded = _model_of([found], [place], model)
+            notice_untaught(loaded, word or [])
+            size, spec = (loaded.defaults.height, loaded.defaults.width), _spec(place)
+            given = load_pictures(
+                pictures or _inputs(place),
+                size,
+                crop=crop or spec.get("crop", "centre"),
+                background=background or spec.get("background", "white"),
+                skip_broken=skip_broken,
+            )
+            for line in given.left_out:
+                now.notice(f"left out: {line}")
             subject = kind or found.about.get("subject", "object")
             asked = len(every) * (1 + len(edits(subject, emoji=is_emoji(loaded))))
             turns = iter(range(1, asked + 1))
@@ -305,7 +320,7 @@ def evaluate(
                 run(
                     loaded,
                     one,
-                    given,
+                    given.tensor(),
                     subject=subject,
                     images=images,
                     seed=seed,
@@ -324,10 +339,57 @@ def _with_init(fields: dict[str, Any], init: str) -> dict[str, Any]:
     return fields | {"init": init}
 
 
-def _model_of(concepts: list[Concept], asked: str | None) -> str:
-    """What to load: what was asked for, else what the first concept was learned on."""
-    learned = [one.about["model"] for one in concepts if one.about.get("model")]
-    return asked or (learned[0] if learned else "emoji")
+def _model_of(
+    concepts: Sequence[Concept], places: Sequence[Path], asked: str | None
+) -> FrozenModel:
+    """The model that was asked for, else the one that the first concept was learned on.
+
+    A concept's file names no model of one machine alone; the record of its run does.
+
+    Args:
+        concepts: what was read.
+        places: their files or folders.
+        asked: for.
+
+    Raises:
+        InvalidInput: that model cannot be loaded, or none is named and it is not the bundled one.
+    """
+    from tiller.models import load_model
+
+    if asked or not concepts:
+        return load_model(asked or "emoji")
+    for one, place in zip(concepts, places, strict=True):
+        if name := _spec(place).get("model") or one.about.get("model"):
+            try:
+                return load_model(name)
+            except InvalidInput as error:
+                raise InvalidInput(
+                    f"{one.token} was learned on {name!r}, says {place.name}, and that cannot be "
+                    f"loaded here: {error}. Name the model: --model MODEL"
+                ) from error
+    loaded = load_model("emoji")
+    widths = tuple(table.shape[1] for table in loaded.token_embeddings)
+    if foreign := [one.token for one in concepts if one.widths != widths]:
+        raise InvalidInput(
+            f"the file of {foreign[0]} names no model that it was learned on, and it is not the "
+            "bundled one; name it: --model MODEL"
+        )
+    return loaded
+
+
+def _spec(place: Path) -> Mapping[str, Any]:
+    """What the run that learned a concept was told; nothing of a file that is no run's."""
+    from tiller.concepts.run import KIND
+    from tiller.core.errors import RunError
+    from tiller.models.concept_files import FIRST
+    from tiller.runs.record import read_run
+
+    folder = place.parent if place.name == FIRST else place
+    try:
+        spec = read_run(folder).spec if folder.is_dir() else {}
+    except RunError:
+        return {}
+    return spec if spec.get("kind") == KIND else {}
 
 
 def _inputs(run: Path) -> list[Path]:

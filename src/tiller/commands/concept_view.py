@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
@@ -75,7 +76,7 @@ def summary(result: ConceptResult, page: Path) -> list[RenderableType]:
         ("file", clean(shown(result.run_dir / "learned_embeds.safetensors"))),
         ("pictures", clean(", ".join(shown(path) for path in result.pictures))),
         ("report", clean(shown(page))),
-        ("next", clean(f'tiller concept draw "{result.prompt}" --concept {run} -n 4')),
+        ("next", clean(f"tiller concept draw {shlex.quote(result.prompt)} --concept {run} -n 4")),
         ("", clean(f"tiller concept evaluate {run}")),
         ("", clean(f"tiller concept convert {run} --to a1111")),
     ]

@@ -40,7 +40,7 @@ class ConceptMethod(ABC):
         init: where the search begins: clip (the paper's cross-attention over the vocabulary), best
             (that, or one of the nearest words, whichever has the lowest loss; ours), random (a word
             drawn from the vocabulary), auto (best of the drawn loss, clip of the other), or words
-            of the user's, such as bird.
+            of the user's, such as duck.
         temperature: of the attention's softmax (CLIP's own scale; the paper prints none).
         clip: of the start and of the drawn loss: auto, emoji, or the hub id or folder of a
             CLIPModel.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tiller.concepts.files import file_name
+from tiller.concepts.files import file_name, shareable
 from tiller.models.concepts import Concept
 from tiller.runs.templating import rendered
 
@@ -22,7 +22,7 @@ def model_card(concept: Concept, spec: Mapping[str, Any], rounds: int) -> str:
         rounds: of the search.
     """
     model = str(spec["model"] or "")
-    path = model.startswith(("/", "~", ".")) or "\\" in model
+    path = not shareable(model)
     return rendered(
         "concept_card.md.j2",
         base_model=model if "/" in model and not path else None,

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 from torch import Tensor
 
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.core.paths import located
 from tiller.models.concept_files import FIRST, SDXL, SECOND, read_concept
 from tiller.models.concepts import Concept
 from tiller.runs.files import explained, write_atomically
 
 FORMATS = ("diffusers", "a1111", "comfyui")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # a hub id, or a bundled name
 
 
 def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -> list[Path]:
     """Write `concept` for another program; returns the files, all in `folder`.
 
     A file of the same word is replaced, one of another word or of anything else is not: diffusers'
-    files have one name whatever they hold.
+    files have one name whatever they hold. A second encoder's file of the same word is removed if
+    the concept has one encoder, whose vectors would else be read together with it.
 
     A1111 and ComfyUI call a concept by its file's name, which is the token without brackets.
 
@@ -35,16 +39,22 @@ def write_concept(concept: Concept, folder: str | Path, to: str = "diffusers") -
         >>> [path.name for path in write_concept(duck, tempfile.mkdtemp(), "a1111")]
         ['duck.safetensors']
     """
-    if to == "diffusers":
-        check_small(concept.token, len(concept))
     files = encoded(concept, to)
     target = located(folder).absolute()
-    for name in files:
+    names = [*files]
+    if to == "diffusers":
+        check_small(concept.token, len(concept))
+        notice_inside(concept.token)
+        names = [FIRST, SECOND]
+    for name in names:
         _check_free(target / name, concept.token)
     with explained(target, "make the concept's folder"):
         target.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         write_atomically(target / name, data, f"write {name}")
+    for name in set(names) - set(files):
+        with explained(target / name, "remove the second encoder's file"):
+            (target / name).unlink(missing_ok=True)
     return [target / name for name in files]
 
 
@@ -100,10 +110,28 @@ def check_small(token: str, vectors: int) -> None:
         )
 
 
+def notice_inside(token: str) -> None:
+    """Say that diffusers finds a token without brackets inside other words, as Tiller does not."""
+    if re.search(r"^\w|\w$", token):
+        warnings.warn(
+            f"diffusers finds {token} inside other words too, Tiller only where it is a word by "
+            f"itself: the same prompt may draw another picture there; <{file_name(token)}> is "
+            "found alike",
+            TillerNotice,
+            stacklevel=3,
+        )
+
+
+def shareable(model: str) -> str:
+    """A model as others may know it: a bundled name or a hub id; "" for a path of this machine."""
+    return model if _NAME.fullmatch(model) else ""
+
+
 def _saved(tensors: dict[str, Tensor], concept: Concept) -> bytes:
     from safetensors.torch import save
 
-    about = json.dumps({**concept.about, "token": concept.token})
+    model = shareable(concept.about.get("model", ""))
+    about = json.dumps({**concept.about, "model": model, "token": concept.token})
     plain = {name: vectors.contiguous() for name, vectors in tensors.items()}
     return save(plain, {"tiller": about})  # one name: safetensors writes several in any order
 

@@ -122,7 +122,7 @@ def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
     """
     named = phrases.split()
     if not named:
-        raise InvalidInput(f"expected a word to begin with, such as bird; got {phrases!r}")
+        raise InvalidInput(f"expected a word to begin with, such as duck; got {phrases!r}")
     if len(named) > tokens:
         raise InvalidInput(
             f"init={phrases!r} names {len(named)} words to begin with, one a token, and {tokens=}; "

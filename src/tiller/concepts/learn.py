@@ -16,12 +16,12 @@ from torch import Tensor
 from tiller.concepts import initialize, templates
 from tiller.concepts.base import DENOISING, ConceptMethod
 from tiller.concepts.drawing import check_seeds
-from tiller.concepts.files import check_small
+from tiller.concepts.files import check_small, notice_inside
 from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
 from tiller.concepts.run import FINALS, KIND, SPACE, ConceptRun, Material, Progress
-from tiller.concepts.vocabulary import Words, is_emoji, words_of
+from tiller.concepts.vocabulary import Words, is_emoji, notice_untaught, words_of
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
@@ -139,6 +139,7 @@ def learn_concept(
             f"expected pictures of {size[1]} x {size[0]} pixels, as the model draws, got "
             f"{sorted(sizes)}; load_pictures(files, {size}) makes them so"
         )
+    notice_inside(token)
     _say_how_many(found)
     with metered() as meter:
         material, began = _material(loaded, chosen, found, subject, seed)
@@ -333,12 +334,13 @@ def _start(
     if method.init == "random":
         return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
     if method.init not in ("clip", "best"):
+        notice_untaught(model, [method.init])
         return initialize.of_words(model, method.init, method.tokens), method.init.split()
     try:
         tower = initialize.clip_of(model, method.clip)
     except InvalidInput as error:
         raise InvalidInput(
-            f"{error}. Or begin at a word that you choose: --init bird (init='bird')"
+            f"{error}. Or begin at a word that you choose: --init duck (init='duck')"
         ) from error
     most = initialize.NEAREST if method.init == "best" else 5
     similarity, near = initialize.similarities(tower, pictures.tensor(), words, sentence, most)

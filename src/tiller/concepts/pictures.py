@@ -143,11 +143,11 @@ def _picture(
     try:
         upright = _upright(image, notes)
         opaque = _opaque(upright, colour, notes)
+        fitted = _fitted(opaque, size, crop, colour, notes)
     except InvalidInput:
         raise
     except Exception as error:  # a damaged picture may fail anywhere in its decoder
         raise InvalidInput(f"is damaged or cut off ({_first(error)})") from error
-    fitted = _fitted(opaque, size, crop, colour, notes)
     return Picture(name, fitted, upright.size, tuple(notes))
 
 
@@ -243,10 +243,20 @@ def _fitted(
     colour: tuple[int, ...],
     notes: list[str],
 ) -> Image.Image:
-    """The picture in the model's size (height, width)."""
+    """The picture in the model's size (height, width).
+
+    Raises:
+        InvalidInput: so long that padding leaves less than a pixel of its short side.
+    """
     height, width = size
     scales = (width / image.width, height / image.height)
     scale = max(scales) if crop == "centre" else min(scales)
+    longest = width if image.width > image.height else height
+    if crop == "pad" and max(image.size) > longest * min(image.size):
+        raise InvalidInput(
+            f"is {image.width} x {image.height}, expected at most {longest} times as long as wide "
+            "to be padded; cut it, or take --crop centre"
+        )
     lost = 1 - width * height / (scale**2 * image.width * image.height)
     if crop == "centre" and lost > 0.01:
         notes.append(f"centre crop, {lost:.0%} cut off")

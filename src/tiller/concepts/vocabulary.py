@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.models.base import FrozenModel
 from tiller.models.loader import BUNDLED
 
 SHORTEST = 3  # letters of a word that may fill "a photo of ..."
+_NAMED = 8  # known words that a notice gives
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,25 @@ def embedded(model: FrozenModel, phrase: str) -> tuple[Tensor, ...]:
     for tokenizer, table in zip(model.tokenizers, model.token_embeddings, strict=True):
         ids = tokenizer(phrase, add_special_tokens=False).input_ids
         if not ids:
-            raise InvalidInput(f"expected a word to begin with, such as bird; got {phrase!r}")
+            raise InvalidInput(f"expected a word to begin with, such as duck; got {phrase!r}")
         found.append(table[torch.tensor(ids, device=table.device)].float().mean(0).cpu())
     return tuple(found)
+
+
+def notice_untaught(model: FrozenModel, phrases: Sequence[str]) -> None:
+    """Say which words the bundled model does not know: its numbers for them were never trained."""
+    if not is_emoji(model):
+        return
+    known = words_of(model).names
+    said = re.findall(r"\w+", " ".join(phrases).lower())
+    foreign = [word for word in dict.fromkeys(said) if word not in known]
+    if foreign:
+        warnings.warn(
+            f"the bundled model does not know {', '.join(foreign)}, which no caption taught "
+            f"it; it knows {', '.join(known[:_NAMED])} and {len(known) - _NAMED} more words",
+            TillerNotice,
+            stacklevel=3,
+        )
 
 
 def is_emoji(model: FrozenModel) -> bool:

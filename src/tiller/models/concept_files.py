@@ -21,12 +21,13 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.paths import located
-from tiller.models.concepts import Concept
+from tiller.models.concepts import MOST_VECTORS, Concept, check_token
 from tiller.models.pickled_tensors import MOST_BYTES, read_pickled
 
 FIRST, SECOND = "learned_embeds.safetensors", "learned_embeds_2.safetensors"
 PICKLED = (".pt", ".bin")
 SDXL = ("clip_l", "clip_g")  # in the order of the pipeline's text encoders
+WIDEST = 65_536  # numbers of a vector; the widest text encoder has 4,096
 
 
 def read_concept(path: str | Path, token: str | None = None) -> Concept:
@@ -52,12 +53,17 @@ def read_concept(path: str | Path, token: str | None = None) -> Concept:
             raise InvalidInput(f"expected {FIRST} in the folder {str(folder)!r}, there is none")
     if not file.is_file():
         raise InvalidInput(f"expected a concept's file at {str(file)!r}, there is none")
-    data, about = _read(file)
-    named, vectors = _found(data, file)
+    own, vectors, about = _contents(file)
     second = file.with_name(file.name.replace(FIRST, SECOND))
     if second != file and second.is_file():
-        vectors = (*vectors, *_found(_read(second)[0], second)[1])
-    given = token or about.get("token") or named or f"<{file.stem}>"
+        other, more, _ = _contents(second)
+        if own and other and own != other:
+            raise InvalidInput(
+                f"{second.name} holds {other!r} and {file.name} {own!r}: expected the same "
+                "word for both text encoders; move one of them away"
+            )
+        vectors = (*vectors, *more)
+    given = token or own or _token_of(file)
     plain = tuple(v.detach().to("cpu", torch.float32).contiguous() for v in vectors)
     return Concept(given, plain, about)
 
@@ -83,6 +89,26 @@ def split_named(spec: str) -> tuple[Path, str | None]:
     return (located(file), token) if equals and not whole.exists() else (whole, None)
 
 
+def _contents(path: Path) -> tuple[str | None, tuple[Tensor, ...], dict[str, str]]:
+    """The token that a file names, if any, its vectors, and what it says about itself."""
+    data, about = _read(path)
+    named, vectors = _found(data, path)
+    return about.get("token") or named, vectors, about
+
+
+def _token_of(path: Path) -> str:
+    """The token of a file that names none: its own name, as in A1111."""
+    token = f"<{path.stem}>"
+    try:
+        check_token(token)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"the name of {path.name!r} makes no token: {error}. Rename the file, or give a token: "
+            "--concept FILE=<NAME> to draw, --token to convert"
+        ) from None
+    return token
+
+
 def _read(path: Path) -> tuple[Any, dict[str, str]]:
     """What is in the file, and what a file of ours says about itself."""
     if path.suffix in PICKLED:
@@ -103,9 +129,14 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             own = json.loads((file.metadata() or {}).get("tiller", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path.name} is no safetensors file, or damaged: {error}") from error
     about = own if isinstance(own, dict) else {}
+    if not isinstance(about.get("token", ""), str):
+        raise InvalidInput(
+            f"{path.name}: expected a text as the token in its metadata, got "
+            f"{type(about['token']).__name__}; write the file again"
+        )
     return tensors, {str(k): str(v) for k, v in about.items()}
 
 
@@ -125,6 +156,11 @@ def _found(data: Any, path: Path) -> tuple[str | None, tuple[Tensor, ...]]:
     if not isinstance(data, Mapping):
         raise InvalidInput(f"{path.name}: expected named tensors, got {type(data).__name__}")
     if set(SDXL) <= set(data):
+        if extra := ", ".join(sorted(str(key) for key in data if key not in SDXL)[:4]):
+            raise InvalidInput(
+                f"{path.name}: expected {' and '.join(SDXL)} alone, got {extra} as well: made for "
+                "a model with other text encoders, which is not supported"
+            )
         return None, tuple(_vectors(data[key], path) for key in SDXL)
     if len(data) != 1:
         names = ", ".join(map(str, list(data)[:4])) or "nothing"
@@ -138,8 +174,14 @@ def _found(data: Any, path: Path) -> tuple[str | None, tuple[Tensor, ...]]:
 
 
 def _vectors(value: Any, path: Path) -> Tensor:
-    """[k, D] of a tensor [k, D] or [D]."""
+    """[k, D] of a tensor [k, D] or [D]; nothing is copied, a small file may claim a huge one."""
     if not isinstance(value, Tensor) or value.ndim not in (1, 2) or not value.is_floating_point():
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InvalidInput(f"{path.name}: expected vectors [k, D] or [D], got {shape}")
+    rows, width = value.shape if value.ndim == 2 else (1, len(value))
+    if not 1 <= rows <= MOST_VECTORS or not 1 <= width <= WIDEST:
+        raise InvalidInput(
+            f"{path.name}: a concept must have 1 to {MOST_VECTORS} vectors of at most {WIDEST:,} "
+            f"numbers, got {rows} of {width:,}; is it an embedding?"
+        )
     return value[None] if value.ndim == 1 else value

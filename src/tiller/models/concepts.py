@@ -78,7 +78,7 @@ class Concept:
 
     def piece(self) -> Tokens:
         """What `FrozenModel.encode_pieces` reads."""
-        return Tokens(self.vectors)
+        return Tokens(self.vectors, self.token)
 
 
 def check_token(token: Any) -> None:

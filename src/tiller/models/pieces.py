@@ -68,6 +68,7 @@ class Tokens:
     Attributes:
         vectors: one tensor [k, D_e] for each text encoder e, of the scale of its token embeddings;
             may hold a graph.
+        name: what stands for them in prompts, for people.
 
     Raises:
         InvalidInput: no vectors, or another number of them for another encoder.
@@ -81,6 +82,7 @@ class Tokens:
     """
 
     vectors: tuple[Tensor, ...]
+    name: str = "a learned word"
 
     def __post_init__(self) -> None:
         if not isinstance(self.vectors, tuple) or not self.vectors:

@@ -7,6 +7,7 @@ a forward hook on its input embedding, and pass through positions, causal mask a
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,8 @@ class Row:
     """position -> (where the stretch's weights start, which options count there)."""
     given: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     """position -> (vectors, row of them)."""
+    names: dict[int, str] = field(default_factory=dict)
+    """position -> what stands for the vectors in prompts."""
 
 
 class TextEncoder:
@@ -145,10 +148,14 @@ class TextEncoder:
         body = self.limit - 2
         for row in rows:
             if len(row.ids) > body:
-                rest = [row.ids[p] for p in range(body, len(row.ids)) if p not in row.given]
+                dropped = range(body, len(row.ids))
+                rest = [row.ids[p] for p in dropped if p not in row.given]
+                parts = [brief(self.tokenizer.decode(rest).strip(), _NAMED)]
+                lost = Counter(row.names[p] for p in dropped if p in row.names)
+                parts += [f"{count} of the vectors of {word}" for word, count in lost.items()]
                 found.append(
                     f"the prompt has {len(row.ids)} tokens and {name} reads {body}; these words "
-                    f"are dropped: {brief(self.tokenizer.decode(rest).strip(), _NAMED)}"
+                    f"are dropped: {', '.join(filter(None, parts))}"
                 )
         return found
 
@@ -257,6 +264,7 @@ class TextEncoder:
                 vectors = piece.vectors[self.index]
                 for k in range(len(vectors)):
                     row.given[len(row.ids)] = (vectors, k)
+                    row.names[len(row.ids)] = piece.name
                     # Not the last token, by whose place the pooled state is found.
                     row.ids.append(int(self.tokenizer.bos_token_id))
         return row
