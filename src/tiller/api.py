@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.rewards._held_out import held_out_of
-from tiller.runs.record import read_run
-from tiller.runs.store import RunStore, versions
+from tiller.runs.begun import check_rewards, check_settings
+from tiller.runs.record import Record, read_run
+from tiller.runs.store import STATE, RunStore, versions
 from tiller.tasks.statistics import Estimated
 from tiller.unseen import due
 
@@ -105,6 +107,7 @@ def steer(
         >>> result.best.scores["clip"] >= result.baseline.scores["clip"]        # doctest: +SKIP
         True
     """
+    _check_calls(out, on_step)
     run = plan(
         model,
         prompt,
@@ -161,6 +164,7 @@ def carry_out(
     Raises:
         RewardError: as `steer`.
     """
+    _check_calls(out, on_step)
     store = RunStore.create(out, run.spec, run.spec["method"]["name"])
     drive([(run, store)], on_step)
     return open_run(store.path)
@@ -206,10 +210,14 @@ def steer_many(
         >>> results = tiller.steer_many("emoji", animals, seeds=range(4))         # doctest: +SKIP
         >>> [result.best.scores["clip"] for result in results]                    # doctest: +SKIP
     """
+    _check_calls(out, on_step)
     if isinstance(prompts, str):
         raise InvalidInput(f"prompts must be a list of texts, got one text; write [{prompts!r}]")
     if isinstance(seeds, int):
         raise InvalidInput(f"seeds must be a list of numbers, got {seeds}; write range({seeds})")
+    for name, given in (("prompts", prompts), ("seeds", seeds)):
+        if not isinstance(given, Iterable):
+            raise InvalidInput(f"{name} must be a list, got {given!r}")
     prompts, seeds = list(prompts), list(seeds)
     if not prompts or not seeds:
         raise InvalidInput(f"expected prompts and seeds, got {len(prompts)} and {len(seeds)}")
@@ -230,6 +238,8 @@ def steer_many(
     stores = []
     for run in runs:
         kept = RunStore.find(out, run.spec) if known else None
+        if kept is not None:
+            check_rewards(kept, run.reward_files)
         stores.append(kept or RunStore.create(out, run.spec, name))
     both = list(zip(runs, stores, strict=True))
     todo = [(run, store) for run, store in both if due(run, store) or not _finished(store)]
@@ -256,7 +266,7 @@ def _planned(
     settings: dict[str, Any],
 ) -> list[Run]:
     """A run for each prompt and seed, refused as a whole before anything is drawn or written."""
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    budget = None if budget is None else Budget.of(budget)
     if method != "auto":
         make_method(method, settings)  # a typing error should not cost the loading of a model
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
@@ -315,13 +325,17 @@ def resume(
         budget: a larger budget, to go on after the end; None keeps the run's own.
 
     Raises:
-        RunError: no run there, it is damaged, in use by another process, or of other code.
+        RunError: no run there, it is damaged, in use by another process, of other code, or its
+            settings or a reward's file have changed since it began.
     """
+    _check_path("run_dir", run_dir)
+    _check_calls("runs", on_step)
+    wanted = None if budget is None else Budget.of(budget)
     with RunStore.open(run_dir) as store:
-        wanted = Budget.parse(budget) if isinstance(budget, str) else budget
         spec = store.spec
         if (kind := spec.get("kind")) in _LEARNED:
             raise RunError(f"{run_dir} learned {_LEARNED[kind]}(run), as `tiller resume` does")
+        check_settings(store)
         if model is None and spec["model"] is None:
             raise RunError(
                 f"{run_dir} was made with a pipeline object; pass it: resume(run, model=...)"
@@ -335,9 +349,12 @@ def resume(
         method = spec["method"]
         _, chosen = make_method(method["name"], method["settings"], optimized)
         _check_same(store, loaded, chosen)
+        run = Run.of(spec, loaded, chosen, optimized)
+        check_rewards(store, run.reward_files)
         if wanted is not None:
             store.set_budget(str(wanted))
-        drive([(Run.of(store.spec, loaded, chosen, optimized), store)], on_step)
+            run = dataclasses.replace(run, spec=store.spec, budget=wanted)
+        drive([(run, store)], on_step)
     return open_run(run_dir)
 
 
@@ -381,9 +398,10 @@ def open_run(run_dir: str | Path) -> Result:
     Raises:
         RunError: no run there, or nothing drawn yet.
     """
+    _check_path("run_dir", run_dir)
     record = read_run(run_dir)
     if not record.steps:
-        raise RunError(f"{run_dir} has no finished step yet; continue it with `tiller resume`")
+        raise RunError(_no_step(record))
     store = RunStore.open(run_dir)
     _, about = store.load_image("best")
     return Result(
@@ -403,6 +421,30 @@ def open_run(run_dir: str | Path) -> Result:
             for name, one in record.unseen.get("change", {}).items()
         },
     )
+
+
+def _no_step(record: Record) -> str:
+    """What to do with a run that has no round to show."""
+    if not (record.path / STATE).is_file():
+        return f"{record.path} has no finished step yet; continue it with `tiller resume`"
+    return (
+        f"{record.path} has a state and no rounds in its journal.jsonl, so its scores are not "
+        "known. Put the journal back, take the picture with `tiller export RUN --to png`, or go on "
+        "with a larger budget: `tiller resume RUN --budget ...`"
+    )
+
+
+def _check_calls(out: str | Path, on_step: Callable[[Progress], None] | None) -> None:
+    _check_path("out", out)
+    if on_step is not None and not callable(on_step):
+        raise InvalidInput(
+            f"on_step must be a function that takes a Progress, or None; got {on_step!r}"
+        )
+
+
+def _check_path(name: str, path: str | Path) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInput(f"{name} must be the path of a folder, got {path!r}")
 
 
 def _checked(prompt: str, seed: SupportsIndex) -> tuple[str, int]:

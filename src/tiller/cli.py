@@ -76,6 +76,9 @@ def _usage(error: Any) -> int:
     text = error.format_message().rstrip(".")
     if "unexpected extra argument" in text:
         text += "; put quotes around a text of several words"
+    dashed = (word for word in sys.argv[1:] if word.startswith("-"))
+    if "No such option" in text and any(" " in w or w[1:2].isdigit() for w in dashed):
+        text += "; put -- before a prompt that begins with a dash"
     text += f"{'' if text.endswith('?') else '.'} See `{path} --help`."
     now = Session(as_json="--json" in sys.argv[1:])
     now.fail(text, INPUT)

@@ -27,6 +27,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.inputs import Inputs
 from tiller.models.loader import BUNDLED
 from tiller.rewards import RewardSum, make_reward
+from tiller.runs.begun import begun
 from tiller.runs.files import allow_files
 from tiller.runs.store import RunStore
 from tiller.unseen import look_elsewhere
@@ -98,6 +99,11 @@ class Run:
     def watched(self) -> tuple[str, ...]:
         """The names of the rewards that are not optimized."""
         return tuple(part.name for part in self.held_out.parts) if self.held_out else ()
+
+    @property
+    def reward_files(self) -> dict[str, str]:
+        """The files that its rewards come from, see `RewardSum.files`."""
+        return self.reward.files | (self.held_out.files if self.held_out else {})
 
     def scores(self, pictures: Tensor) -> dict[str, float]:
         """What every reward of the run says of a candidate's pictures [S, 3, H, W], on average."""
@@ -244,6 +250,7 @@ class _Driver:
         """What to search from the start, with the pictures of `draw_baselines`."""
         space = self._space()
         self.store.journal.clear()
+        self.store.append(begun(self.store, self.run.reward_files))
         self.store.append({"kind": "space", "text": space})
         for text in self.run.method.notes():
             warnings.warn(text, TillerNotice, stacklevel=4)
@@ -269,6 +276,8 @@ class _Driver:
         steps = [entry for entry in entries if entry["kind"] == "step"]
         if steps:
             self.best = {name: steps[-1][name] for name in ("best_score", "best_reward")}
+        elif saved is not None and (found := saved.tree["best"]):  # the journal was lost
+            self.best = {"best_score": found["score"], "best_reward": found["reward"]}
         run = self.run
         return Search(run.phases, run.budget, run.spec["seed"], saved, run.spent)
 
@@ -343,9 +352,11 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
     """Bring the journal to the state's round; the scores of the baseline and of the best then."""
     fallen_back = list(store.notices)  # rewinding drops what the journal said of it
     store.rewind(rounds)
-    for text in fallen_back:
+    said = [entry["text"] for entry in store.entries() if entry["kind"] == "notice"]
+    for text in dict.fromkeys(fallen_back):
         warnings.warn(text, TillerNotice, stacklevel=5)
-        store.append({"kind": "notice", "text": text})
+        if text not in said:
+            store.append({"kind": "notice", "text": text})
     entries = store.entries()
     store.append({"kind": "resumed", "step": rounds, "budget": str(run.budget), "time": now()})
     drawn = [entry for entry in entries if entry["kind"] == "baseline"]
@@ -356,7 +367,11 @@ def _continued(run: Run, store: RunStore, rounds: int) -> tuple[dict[str, float]
         before = run.scores(unsteered)
         _keep_baseline(run, store, unsteered, before)
     steps = [entry for entry in entries if entry["kind"] == "step"]
-    return before, steps[-1]["scores"] if steps else before
+    if steps:
+        return before, steps[-1]["scores"]
+    with suppress(RunError):  # the journal was lost: the picture's file says it, too
+        return before, store.load_image("best")[1]["scores"]
+    return before, before
 
 
 def _say_plan(store: RunStore, step: Step) -> bool:
@@ -404,7 +419,9 @@ def _keep_baseline(run: Run, store: RunStore, pictures: Tensor, scores: dict[str
     """Keep the unsteered pictures with their scores."""
     _save_pictures(store, "baseline", pictures, _about(run, 0, scores))
     image = "images/baseline.png"
-    store.append({"kind": "baseline", "scores": scores, "held_out": run.watched, "image": image})
+    weights = {part.name: part.weight for part in run.reward.parts}
+    entry = {"kind": "baseline", "scores": scores, "held_out": run.watched, "image": image}
+    store.append({**entry, "weights": weights})
 
 
 def _save_pictures(store: RunStore, name: str, pictures: Tensor, about: Mapping[str, Any]) -> None:

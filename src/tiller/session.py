@@ -25,8 +25,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from tiller.core.errors import TillerError
-from tiller.terminal import one_line, quoted, stderr_console, stdout_console
+from tiller.core.errors import RewardError, TillerError
+from tiller.terminal import clean, one_line, quoted, shown, stderr_console, stdout_console
 
 _NOTICE = 400  # characters of a notice that are shown: some quote the whole prompt
 BUG, INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
@@ -43,6 +43,7 @@ class Session:
         as_json: standard output gets one JSON object and nothing else.
         console: standard error.
         run_dir: the run's folder, once it is known; it is named where something goes wrong.
+        again: the command that goes on after a reward failed; None for `tiller resume`.
         code: the exit code.
     """
 
@@ -50,6 +51,7 @@ class Session:
         self.as_json = as_json
         self.console: Console = stderr_console()
         self.run_dir: Path | None = None
+        self.again: str | None = None
         self.code = 0
         self.answered: dict[str, Any] | None = None
 
@@ -92,6 +94,8 @@ def session(as_json: bool) -> Iterator[Session]:
             except TillerError as error:
                 now.run_dir = now.run_dir or _noted_run(error)
                 now.fail(str(error), INPUT)
+                if isinstance(error, RewardError):
+                    _say_kept(now)
             except KeyboardInterrupt:
                 now.fail(_interrupted(now.run_dir), INTERRUPTED)
             except BrokenPipeError:
@@ -214,6 +218,14 @@ def _noted_run(error: BaseException) -> Path | None:
     """The run that an error says it belongs to."""
     notes = [n.removeprefix("run: ") for n in getattr(error, "__notes__", ()) if "run: " in n]
     return Path(notes[-1]) if notes else None
+
+
+def _say_kept(now: Session) -> None:
+    """After a reward failed, where the rounds before are and how they go on."""
+    if now.run_dir is not None and (now.run_dir / "state.safetensors").is_file():
+        again = now.again or f"tiller resume {quoted(now.run_dir)}"
+        kept = f"kept: {shown(now.run_dir)}, with its best so far"
+        now.console.print(Text(clean(f"{kept}. With the same reward, it goes on with: {again}")))
 
 
 def _interrupted(run_dir: Path | None) -> str:

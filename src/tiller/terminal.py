@@ -181,8 +181,9 @@ def summary(
     `words` is what a search for words found, line by line; it takes the place of what is said of
     the noise.
     """
-    held_out = result.held_out
-    _, lowers = method_of(result.run_dir)
+    from tiller.runs.record import read_run
+
+    held_out, record = result.held_out, read_run(result.run_dir)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("reward", overflow="fold")
     for heading in ("baseline", "best", "change"):
@@ -192,8 +193,13 @@ def summary(
     for name in ordered:
         before, after = result.baseline.scores.get(name), result.best.scores[name]
         cells = ("", "") if before is None else (number(before), f"{after - before:+z.4f}")
-        mark = "held out" if name in held_out else "lowered" if lowers else ""
-        table.add_row(Text(clean(name)), cells[0], number(after), cells[1], mark)
+        mark = "held out" if name in held_out else "lowered" if record.lowered(name) else ""
+        table.add_row(Text(clean(record.label(name))), cells[0], number(after), cells[1], mark)
+    if record.summed:
+        mark = "lowered" if record.lowers else "optimized"
+        first, last = map(record.total, (result.baseline.scores, result.best.scores))
+        if first is not None and last is not None:
+            table.add_row("sum", number(first), number(last), f"{last - first:+z.4f}", mark)
     run = quoted(result.run_dir)
     facts = [
         *words,
@@ -201,7 +207,7 @@ def summary(
         ("cost", cost_line(result.cost)),
         ("stopped", clean(result.stopped)),
         *([] if words else [("P(z)", _likely(result.probability))]),
-        ("picture", clean(shown(result.run_dir / "images" / "best.png"))),
+        ("picture", clean(shown(best_picture(result.run_dir)))),
         ("run", clean(shown(result.run_dir))),
     ]
     if report is not None:
@@ -300,6 +306,13 @@ def _best_export(run_dir: Path) -> str:
     from tiller.runs.record import read_run
 
     return "python" if "python" in available(read_run(run_dir)) else "png"
+
+
+def best_picture(run_dir: Path) -> Path:
+    """The best picture of a run; where `best.png` was deleted, the newest of the film."""
+    from tiller.runs.record import read_run
+
+    return read_run(run_dir).best_image or run_dir / "images" / "best.png"
 
 
 def method_of(run_dir: Path) -> tuple[str, bool]:

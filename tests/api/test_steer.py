@@ -293,6 +293,77 @@ def test_a_lost_picture_does_not_stop_a_resume(model: FrozenModel, tmp_path: Pat
     assert tiller.resume(run, budget="steps=4").cost.steps == 4  # a better one was drawn
 
 
+def test_a_reward_file_that_was_edited_is_refused_once_it_has_scored(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    mean = "def score(images):\n    return images.mean((1, 2, 3))\n"
+    file.write_text(mean)
+    settings: dict[str, Any] = {"reward": f"{file}:score", "budget": "steps=2"}
+    run = steer(model, tmp_path / "out", **settings).run_dir
+    file.write_text(mean.replace("images", "pictures"))
+    with pytest.raises(RunError, match=r"mine\.py has changed since .*start a new run"):
+        tiller.resume(run, budget="steps=3")
+    assert tiller.open_run(run).stopped == "budget: steps=2"
+    many = {**settings, "method": "dno", "held_out": ["darkness"], "num_inference_steps": 4}
+    with pytest.raises(RunError, match=r"mine\.py has changed"):
+        tiller.steer_many(model, ["a red cat"], out=tmp_path / "out", **many)
+    for state in run.glob("state*"):
+        state.unlink()
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    (run / "journal.jsonl").write_text("".join(x for x in lines if '"kind": "step"' not in x))
+    assert tiller.resume(run).cost.steps == 2  # of a run without a round nothing is mixed
+
+
+def test_a_run_json_that_was_edited_is_refused(model: FrozenModel, tmp_path: Path) -> None:
+    run = steer(model, tmp_path, budget="steps=1").run_dir
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace("a red cat", "a blue dog"))
+    with pytest.raises(RunError, match=r"its prompt was 'a red cat', and is 'a blue dog' now"):
+        tiller.resume(run, budget="steps=2")
+    lines = (run / "journal.jsonl").read_text().splitlines(keepends=True)
+    (run / "journal.jsonl").write_text("".join(x for x in lines if '"kind": "begun"' not in x))
+    assert tiller.resume(run, budget="steps=2").cost.steps == 2  # as runs of before
+
+
+def test_what_is_missing_from_a_folder_is_made_good_or_named(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    whole = steer(model, tmp_path / "whole", budget="steps=3", lr=0.05)
+    run = steer(model, tmp_path / "damaged", budget="steps=3", lr=0.05).run_dir
+    (run / "images" / "best.png").unlink()
+    assert tiller.open_run(run).best.scores == whole.best.scores
+    lines = (run / "journal.jsonl").read_bytes()
+    (run / "journal.jsonl").write_bytes(lines[:-9])  # torn, with a state that is complete
+    with pytest.warns(TillerNotice) as said:
+        resumed = tiller.resume(run)
+    assert len(said) == len({str(one.message) for one in said})
+    assert resumed.stopped == "budget: steps=3"
+    assert journal(run) == journal(whole.run_dir)
+    assert (run / "journal.jsonl").read_text().count("was torn by a crash") == 1
+    (run / "journal.jsonl").unlink()
+    with pytest.raises(RunError, match=r"no rounds in its journal.*--budget"):
+        tiller.resume(run)
+    longer = tiller.resume(run, budget="steps=5")
+    assert longer.best.scores["brightness"] >= whole.best.scores["brightness"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tiller.resume(None), "run_dir must be the path of a folder, got None"),
+        (lambda: tiller.open_run(None), "run_dir must be the path of a folder, got None"),
+        (lambda: tiller.steer("m", "a cat", out=3), "out must be the path of a folder, got 3"),
+        (lambda: tiller.steer("m", "a cat", on_step=3), "on_step must be a function"),
+        (lambda: tiller.steer_many("m", None), "prompts must be a list, got None"),
+        (lambda: tiller.steer_many("m", ["a"], seeds=None), "seeds must be a list, got None"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        call()
+
+
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     first, other = (tiller.load_model(fake_pipeline(seed=seed)) for seed in (0, 1))
     run = steer(first, tmp_path, budget="steps=1").run_dir

@@ -38,6 +38,11 @@ from ended import Ended, Tiller
         (["--reward", "clip:0,5"], ["cannot load the CLIP model '0,5'"]),
         (["--held-out", "clip:nowhere"], ["cannot load the CLIP model 'nowhere'"]),
         (["and", "a", "dog"], ["unexpected extra argument", "quotes"]),
+        (["-5 cats"], ["No such option", "put -- before a prompt that begins with a dash"]),
+        (
+            ["--method", "best_of_n", "--set", "scheduler=dpm"],
+            ["unknown name='dpm'", "Did you mean 'dpmsolver++'?"],
+        ),
     ],
 )
 def test_a_bad_option_is_named_with_its_remedy(
@@ -97,14 +102,17 @@ def test_a_reward_file_that_does_not_work_is_refused(
 def test_a_reward_that_turns_nan_ends_the_run_with_the_best_so_far_kept(
     steer: Tiller, tiller: Tiller, tmp_path: Path
 ) -> None:
-    (tmp_path / "later.py").write_text(
+    source = (
+        "from pathlib import Path\n"
         "calls = 0\n"
         "def score(images):\n"
         "    global calls\n"
         "    calls += 1\n"
         "    scores = images.mean((1, 2, 3))\n"
-        "    return scores * float('nan') if calls > 8 else scores\n"
+        "    down = calls > 8 and not Path(__file__).with_name('up').exists()\n"
+        "    return scores * float('nan') if down else scores\n"
     )
+    (tmp_path / "later.py").write_text(source)
     ended = steer(
         *("a red cat", "--reward", f"{tmp_path / 'later.py'}:score", "--method", "best_of_n"),
         *("--set", "batch=1", "--budget", "images=40", "--json"),
@@ -115,8 +123,24 @@ def test_a_reward_that_turns_nan_ends_the_run_with_the_best_so_far_kept(
     run = Path(ended.json["run"])
     assert (run / "images" / "best.png").is_file()
     assert "tiller resume" in (run / "report.html").read_text()
+    (kept,) = [line for line in ended.err.splitlines() if line.startswith("kept: ")]
+    assert f"tiller resume {run}" in kept
     (tmp_path / "later.py").write_text("def score(images):\n    return images.mean((1, 2, 3))\n")
+    changed = tiller("resume", run, "--budget", "images=10")
+    assert changed.code == 2
+    assert "later.py has changed since" in changed.error
+    assert "kept: " not in changed.err
+    (tmp_path / "later.py").write_text(source)
+    (tmp_path / "up").touch()
     assert tiller("resume", run, "--budget", "images=10", "--json").code == 0
+
+
+def test_a_reward_that_exits_is_an_error_like_any_other(steer: Tiller, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import sys\ndef score(images):\n    sys.exit(3)\n")
+    ended = steer("a red cat", "--reward", f"{tmp_path / 'mine.py'}:score", "--json")
+    assert ended.code == 2
+    assert "SystemExit: 3" in ended.json["error"]
+    assert "mine.py, line 3" in ended.json["error"]
 
 
 def test_with_json_an_error_is_the_one_object(steer: Tiller) -> None:

@@ -48,6 +48,30 @@ def test_a_line_that_is_there_twice_is_one_run(tiller: Tiller, model: Path, tmp_
     first, second = ended.json["runs"]
     assert first == second
     assert "1 of 1 runs under way, 1 over" in ended.err
+    assert "notice: 'a red cat' is there 2 times and counts once" in ended.err
+
+
+def test_the_table_counts_each_run_once_and_by_its_weights_sign(
+    tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("# animals\na red cat\na red cat\n")
+    ended = tiller(
+        *("batch", tmp_path / "prompts.txt", *small(model, tmp_path / "out")),
+        *("--reward", "jpeg:-2", "--method", "best_of_n", "--budget", "images=3"),
+    )
+    assert ended.code == 0, ended.err
+    assert "notice: left out 1 line of" in ended.err
+    assert "begins with #, as a comment" in ended.err
+    rows = {line.split("   ")[0].strip(): line for line in ended.out.splitlines()}
+    assert "/1 lowered" in rows["-2 jpeg"]
+    assert "/1 raised" in rows["brightness"]
+    assert "1/1 raised" in rows["sum"]
+    page = (next((tmp_path / "out").glob("*/run.json")).parent,)
+    report = tiller("report", *page, "--out", tmp_path)
+    assert report.code == 0
+    scores = (tmp_path / "report.html").read_text()
+    assert '-2 jpeg <span class="tag">lowered' in scores
+    assert 'sum <span class="tag">optimized' in scores
 
 
 @pytest.mark.parametrize(
@@ -55,7 +79,8 @@ def test_a_line_that_is_there_twice_is_one_run(tiller: Tiller, model: Path, tmp_
     [
         (None, "cannot read the prompts"),
         (b"\n \n", "expected a prompt a line"),
-        (b"\xff\xfe\x00", "not text in UTF-8"),
+        (b"\xff\xfe\x00", "not text in UTF-8; save it as UTF-8"),
+        (b"# animals\n", "expected a prompt a line"),
     ],
 )
 def test_bad_files_are_one_line(

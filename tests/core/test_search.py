@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from test_phases import phases_of, relaxed_phases
@@ -202,6 +203,39 @@ def test_what_does_not_fit_is_refused_before_the_first_call(
 ) -> None:
     with pytest.raises(Incompatible, match=message):
         search(objective.space, objective, solver, Budget(steps=3))  # not even iterated
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"solver": Gradient},
+            r"solver must be an instance, got the class .*write Gradient\(\.\.\.\)",
+        ),
+        ({"solver": None}, "solver must be a Solver of tiller.core, got None"),
+        (
+            {"objective": lambda x: 0},
+            "objective must be an Objective of tiller.core, got <function",
+        ),
+        ({"space": 3}, "space must be a Space of tiller.core, got 3"),
+        ({"budget": 2}, "expected a budget like 'steps=30,images=64', as text or a Budget; got 2"),
+    ],
+)
+def test_other_kinds_of_arguments_are_refused(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # the tests' own check of types
+    problem = FakeQuadratic(2)
+    right: dict[str, Any] = {"objective": problem, "solver": Gradient(), "budget": "steps=2"}
+    with pytest.raises(InvalidInput, match=message):
+        search(**{"space": problem.space, **right, **changes})
+
+
+def test_a_budget_may_be_text() -> None:
+    problem = FakeQuadratic(2)
+    assert len(list(search(problem.space, problem, Gradient(), "steps=2"))) == 2
 
 
 class Breaking(FakeQuadratic):

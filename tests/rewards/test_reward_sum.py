@@ -44,12 +44,13 @@ def mean(images):
     ("answer", "says"),
     [
         (torch.zeros(2, 1), r"one score an image, shape \[2\]; got shape \[2, 1\]\. Reduce"),
-        (torch.tensor(1.0), r"got shape \[\]"),
+        (torch.tensor(1.0), r"got shape \[\]\. It is given all n images at once"),
+        (0.5, r"got shape \[\]\. It is given all n images at once"),
         (torch.zeros(3), r"got shape \[3\]"),
         (torch.tensor([1.0, float("nan")]), r"must return finite scores, got \[1, nan\]; look for"),
         ([float("inf"), 0.0], r"must return finite scores, got \[inf, 0\]"),
         (torch.zeros(2, dtype=torch.complex64), "must return real scores, got torch.complex64"),
-        (None, "must return a tensor of 2 scores, got NoneType"),
+        (None, "must return a tensor of 2 scores, got NoneType; return one number for each"),
         ("high", "must return a tensor of 2 scores, got str"),
     ],
 )

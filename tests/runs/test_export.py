@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from tiller.core.errors import InvalidInput, RunError
+from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.models.loader import load_model
 from tiller.models.trajectory import SamplerSettings, Trajectory
 from tiller.runs.export import export, redraw_script
@@ -188,7 +188,8 @@ def test_png_and_prompt(tmp_path, folders):
     assert np.array_equal(np.asarray(image).astype(int), picture)
     assert "Sampler: DDIM" in text
     assert own["prompt"] == PROMPT
-    assert export(run, "prompt") == f"{PROMPT}\nNegative prompt: dark\n"
+    with pytest.warns(TillerNotice, match="its noise .*--to python takes that along"):
+        assert export(run, "prompt") == f"{PROMPT}\nNegative prompt: dark\n"
 
 
 @pytest.mark.parametrize("to", ["diffusers", "a1111", "comfyui", "jpeg", ""])
@@ -208,7 +209,8 @@ def test_guided_sampling_is_not_redrawn_by_plain_diffusers(tmp_path):
         store.save_best({"noise": torch.zeros(1, 4, 8, 8)}, about)
     with pytest.raises(InvalidInput, match=r"lgd.* guides every .*This run has: png, prompt$"):
         export(store.path, "python")
-    assert export(store.path, "prompt") == "x\n"
+    with pytest.warns(TillerNotice, match="another picture: its noise made this one, too$"):
+        assert export(store.path, "prompt") == "x\n"
 
 
 def test_a_run_without_a_finished_round(tmp_path):

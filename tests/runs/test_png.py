@@ -47,9 +47,14 @@ def test_the_a1111_text():
     assert parameters_of(ABOUT) == (
         "a red cat and a blue dog\n"
         "Negative prompt: blurry, dark\n"
-        "Steps: 20, Sampler: DDIM, CFG scale: 4.0, Seed: 7, Size: 64x48, Model: emoji, "
-        "Eta: 1.0, Tiller method: dno"
+        "Steps: 20, Sampler: DDIM, CFG scale: 4.0, Size: 64x48, Model: emoji, "
+        "Eta: 1.0, Tiller method: dno, Tiller seed: 7"
     )
+
+
+def test_a_plainly_sampled_picture_has_its_seed():
+    plain = {name: value for name, value in ABOUT.items() if name != "method"}
+    assert parse_parameters(parameters_of(plain))[2]["Seed"] == "7"
 
 
 @given(prompt=ANY_TEXT, negative=ANY_TEXT)
@@ -60,7 +65,7 @@ def test_our_chunk_is_exact_for_any_text(tmp_path_factory, prompt, negative):
     assert own == about
     assert text is not None
     _, _, settings = parse_parameters(text)
-    assert settings["Seed"] == "7"
+    assert settings["Tiller seed"] == "7"
 
 
 words = st.text(

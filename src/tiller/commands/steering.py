@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from tiller.commands.options import Options, prompts_in, with_options
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
-from tiller.terminal import ProgressLine, method_of, summary
+from tiller.terminal import ProgressLine, best_picture, method_of, quoted, summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +93,11 @@ def _steer(prompt: str, options: Options, method: str, seed: int, dry_run: bool)
 @with_options
 def batch(
     prompts: Annotated[
-        Path, typer.Argument(metavar="PROMPTS.txt", help="A text file with a prompt a line.")
+        Path,
+        typer.Argument(
+            metavar="PROMPTS.txt",
+            help="A text file with a prompt a line; lines that begin with # are left out.",
+        ),
     ],
     options: Options,
     method: Method = "auto",
@@ -106,6 +111,10 @@ def batch(
     with session(options.as_json) as now:
         arguments = options.arguments()
         wanted = prompts_in(prompts)
+        now.again = "the same command again"
+        for prompt, times in Counter(wanted).items():
+            if times > 1:
+                now.notice(f"{prompt!r} is there {times} times and counts once")
         line = BatchLine(now.console, runs=len(set(wanted)) * seeds, quiet=options.quiet)
         with line, told(now.notice):
             from tiller.api import steer_many
@@ -124,7 +133,8 @@ def batch(
         if any(result.stopped == "interrupted" for result in results):
             now.code = INTERRUPTED
         found = {"runs": [_answer(one) for one in results], "out": str(options.out.absolute())}
-        now.answer(found, *batch_summary(results, options.out))
+        different = list({one.run_dir: one for one in results}.values())
+        now.answer(found, *batch_summary(different, options.out))
 
 
 def resume(
@@ -176,7 +186,12 @@ def _search(
             _write_report(now, line.latest.run_dir)
         raise
     now.run_dir = result.run_dir
-    if line.latest is None:
+    if line.latest is None and result.stopped == "not finished":
+        now.notice(
+            "nothing was left to do, and the journal has lost how the run ended; go on with: "
+            f"tiller resume {quoted(result.run_dir)} --budget ..."
+        )
+    elif line.latest is None:
         now.notice("nothing was left to do: the run had ended, and is shown as it stands")
     if result.stopped == "interrupted":
         now.code = INTERRUPTED
@@ -190,7 +205,7 @@ def _answer(result: Result) -> dict[str, Any]:
         "run": str(result.run_dir),
         "method": result.method,
         "prompt": result.prompt,
-        "image": str(result.run_dir / "images" / "best.png"),
+        "image": str(best_picture(result.run_dir)),
         "scores": result.best.scores,
         "baseline_scores": result.baseline.scores,
         "cost": dataclasses.asdict(result.cost),

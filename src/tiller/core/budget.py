@@ -107,6 +107,21 @@ class Budget:
                 raise InvalidInput(f"budget {name} must be positive and finite, got {value!r}")
 
     @classmethod
+    def of(cls, given: Budget | str) -> Budget:
+        """A budget, or the one that a text says.
+
+        Raises:
+            InvalidInput: it is neither, or the text cannot be read.
+        """
+        if isinstance(given, str):
+            return cls.parse(given)
+        if not isinstance(given, Budget):
+            raise InvalidInput(
+                f"expected a budget like 'steps=30,images=64', as text or a Budget; got {given!r}"
+            )
+        return given
+
+    @classmethod
     def parse(cls, text: str) -> Budget:
         """Read `"steps=30,images=64,forwards=4000,seconds=60"`."""
         limits: dict[str, int | float] = {}

@@ -87,7 +87,7 @@ def search(
     space: Space[Any],
     objective: Objective[Any, Any],
     solver: Solver[Any],
-    budget: Budget,
+    budget: Budget | str,
     *,
     seed: int = 0,
     resume: Step | SearchState | Packed | None = None,
@@ -95,6 +95,7 @@ def search(
     """Search `space` for the highest score of `objective` within `budget`; one `Step` a round.
 
     Raises:
+        InvalidInput: an argument is of another kind, or the budget's text cannot be read.
         Incompatible: space, objective and solver do not fit (before the first evaluation).
         RewardError: the reward failed; the last step yielded holds the best so far.
 
@@ -102,8 +103,28 @@ def search(
         >>> for step in search(space, objective, solver, Budget(steps=30)):   # doctest: +SKIP
         ...     print(step.index, step.best.score)
     """
+    _check_kind("space", space, Space)
+    _check_kind("objective", objective, Objective)
+    _check_kind("solver", solver, Solver)
+    limits = Budget.of(budget)
     problem = Problem(space, objective, solver)
-    return search_phases([Phase("search", lambda _: problem)], budget, seed=seed, resume=resume)
+    return search_phases([Phase("search", lambda _: problem)], limits, seed=seed, resume=resume)
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse what is no `kind`; a class is told apart from an instance of it."""
+    if isinstance(value, kind):
+        return
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    if isinstance(value, type) and issubclass(value, kind):
+        raise InvalidInput(
+            f"{name} must be an instance, got the class {value.__name__}; write "
+            f"{value.__name__}(...)"
+        )
+    raise InvalidInput(
+        f"{name} must be {article} {kind.__name__} of tiller.core, got {value!r}; derive a class "
+        "from it"
+    )
 
 
 def search_phases(

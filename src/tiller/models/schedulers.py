@@ -26,6 +26,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
+from tiller.core.settings import meant
 
 CLASSES: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -73,7 +74,10 @@ def named(template: Any, name: str) -> Any:
         InvalidInput: an unknown name, or settings that draw noise of their own.
     """
     if name not in CLASSES:
-        raise InvalidInput(f"unknown {name=} of a scheduler; expected one of {', '.join(NAMES)}")
+        raise InvalidInput(
+            f"unknown {name=} of a scheduler; expected one of {', '.join(NAMES)}."
+            f"{_meant(str(name))}"
+        )
     cls = CLASSES[name]
     if type(template) is cls:
         made = copy.deepcopy(template)
@@ -86,6 +90,12 @@ def named(template: Any, name: str) -> Any:
             "is not an input of the trajectory; use scheduler='ddim' with eta > 0"
         )
     return made
+
+
+def _meant(name: str) -> str:
+    """The one that it begins, else one like it."""
+    begun = [known for known in NAMES if name and known.startswith(name)]
+    return f" Did you mean {begun[0]!r}?" if begun else meant(name, NAMES)
 
 
 def prepared(template: Any, name: str, steps: int) -> Any:

@@ -53,13 +53,14 @@ class CallableReward(Reward):
                 scores = self.function(copies, list(prompts))
             else:
                 scores = self.function(copies, prompts=list(prompts))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             place = line_of(error, _source_file(self.function))
             if place is None:
                 raise
             raise RewardError(
                 f"reward {self.name!r} raised {describe(error)} ({place}); it was given images "
-                f"{list(images.shape)} and {len(prompts)} prompts. Correct the function"
+                f"{list(images.shape)} and {len(prompts)} prompts. Correct the "
+                "function, then start a new run"
             ) from error
         return scores
 

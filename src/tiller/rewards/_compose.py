@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ class Part:
         reward: what is called.
         weight: of its score in the sum; any finite number but 0.
         spec: the text from which `make_reward` makes this part again; None if there is none.
+        file: the Python file that the reward comes from; None if it comes from no such text.
 
     Raises:
         InvalidInput: the weight is 0, infinite or not a number.
@@ -33,6 +36,7 @@ class Part:
     reward: Reward
     weight: float = 1.0
     spec: str | None = None
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight != 0):
@@ -95,6 +99,12 @@ class RewardSum(Reward):
         )
 
     @property
+    def files(self) -> dict[str, str]:
+        """The Python files that the parts come from, and the SHA-256 of what each holds."""
+        found = [part.file for part in self.parts if part.file is not None]
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+    @property
     def spec(self) -> list[str] | None:
         """What `make_reward` makes this sum from again; None if a part is a Python object."""
         specs = [part.spec for part in self.parts if part.spec is not None]
@@ -151,11 +161,11 @@ def checked(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
                 raw = reward(images.detach().to("cpu", torch.float32), prompts)
     except TillerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward {reward.name!r} raised {describe(error)}; it was given images "
-            f"{list(images.shape)} and {len(prompts)} prompts. Correct the reward, or choose "
-            "another one"
+            f"{list(images.shape)} and {len(prompts)} prompts. Correct the reward or choose "
+            "another one, then start a new run"
         ) from error
     scores = _as_scores(reward.name, raw, len(images))
     if not bool(torch.isfinite(scores).all()):
@@ -175,15 +185,21 @@ def _as_scores(name: str, raw: Any, n: int) -> Tensor:
         scores = torch.as_tensor(raw)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
-            f"reward {name!r} must return a tensor of {n} scores, got {type(raw).__name__}"
+            f"reward {name!r} must return a tensor of {n} scores, got {type(raw).__name__}; return "
+            "one number for each of the images [n, 3, H, W]"
         ) from error
     if scores.is_complex():
         raise RewardError(f"reward {name!r} must return real scores, got {scores.dtype}")
     if scores.shape != (n,):
+        remedy = (
+            "Reduce every dimension but the first, for example by scores.flatten(1).mean(1)"
+            if scores.ndim > 1 and len(scores) == n
+            else "It is given all n images at once, [n, 3, H, W]: return a score for each, for "
+            "example torch.tensor([score(image) for image in images])"
+        )
         raise RewardError(
             f"reward {name!r} must return one score an image, shape [{n}]; got shape "
-            f"{list(scores.shape)}. Reduce every dimension but the first, for example by "
-            "scores.flatten(1).mean(1)"
+            f"{list(scores.shape)}. {remedy}"
         )
     return scores
 

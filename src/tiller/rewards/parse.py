@@ -175,7 +175,7 @@ def _from_file(match: re.Match[str], context: _Context) -> Part:
         reward = found
     else:
         reward = wrap(found, label, probe_size=context.probe_size, device=context.device)
-    return Part(reward, weight, _with_weight(f"{path}:{function}", weight))
+    return Part(reward, weight, _with_weight(f"{path}:{function}", weight), path)
 
 
 def _number(text: str) -> float | None:

@@ -21,14 +21,16 @@ def advice(record: Record) -> list[str]:
     if record.error is not None:
         found.append(
             "The run ended with an error; the best so far is kept. Once its cause is removed, "
-            "`tiller resume` continues."
+            "`tiller resume` continues with the same reward; a changed one needs a new run."
         )
     elif record.stopped in (None, "interrupted"):
         found.append("The run is not finished. `tiller resume` continues it.")
     sign = -1 if record.lowers else 1
     gains = {name: change(record, name) for name in steps[-1].get("scores") or {}}
     aims = [gain for name, gain in gains.items() if name not in record.held_out]
-    rose = any(gain is not None and sign * gain > 0 for gain in aims)
+    total = record.total({name: gain for name, gain in gains.items() if gain is not None})
+    rises = aims if total is None else [total]
+    rose = any(gain is not None and sign * gain > 0 for gain in rises)
     worded = any(entry.get("candidates") for entry in steps)
     if not rose and aims:
         found.append(_nothing(record, worded))

@@ -17,6 +17,7 @@ from tiller.core.errors import InvalidInput, RunError, TillerNotice
 from tiller.runs.affix_report import AFFIX
 from tiller.runs.concept_report import CONCEPT
 from tiller.runs.files import explained, write_atomically
+from tiller.runs.found_words import found_words
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import BEST
 from tiller.runs.templating import rendered
@@ -58,6 +59,9 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
         InvalidInput: this run cannot be exported to `to`; `python` where the method guides the
             sampling (lgd) or trains weights, `diffusers` where nothing was trained.
         RunError: the run cannot be read, or the export not written.
+
+    Warns:
+        TillerNotice: with `prompt`, the words alone draw another picture.
     """
     record = read_run(run_dir)
     kind = record.spec.get("kind")
@@ -83,6 +87,7 @@ def export(run_dir: str | Path, to: str, folder: str | Path | None = None) -> st
             f"draws another picture. This run has: {', '.join(available(record))}"
         )
     if to == "prompt":
+        _say_beside(record)
         return _words(record)
     target = record.path / "exports" / to if folder is None else Path(folder).absolute()
     if to == "png":
@@ -179,6 +184,26 @@ def _words(record: Record) -> str:
     prompt = settings.get("prompt", record.prompt)
     negative = settings.get("negative_prompt", record.negative_prompt)
     return f"{prompt}\nNegative prompt: {negative}\n" if negative else f"{prompt}\n"
+
+
+def _say_beside(record: Record) -> None:
+    """A notice of what the picture was drawn with beside its words."""
+    names = _names(record)
+    parts = {
+        "its noise": found_words(record) is None,  # else the words are what was searched
+        "states of the prompt": "prompt_embeds" in names,
+        "trained weights": _trained(record),
+    }
+    beside = [part for part, there in parts.items() if there]
+    if names and beside:
+        others = [name for name in ("python", "diffusers") if name in available(record)]
+        remedy = f"; --to {others[0]} takes that along" if others else ""
+        warnings.warn(
+            f"the words alone draw another picture: {' and '.join(beside)} made this one, "
+            f"too{remedy}",
+            TillerNotice,
+            stacklevel=3,
+        )
 
 
 def _inputs(record: Record) -> tuple[dict[str, Any], bytes]:

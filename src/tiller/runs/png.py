@@ -108,19 +108,23 @@ def open_png(path: Path) -> tuple[Image, str | None, dict[str, Any] | None]:
 
 
 def parameters_of(metadata: Mapping[str, Any]) -> str:
-    """The A1111 text of a picture's metadata; settings that are not there are left out."""
+    """The A1111 text of a picture's metadata; settings that are not there are left out.
+
+    A search's seed has a name of its own: plain sampling with that seed draws another picture.
+    """
     metadata = flattened(metadata)
     width, height = metadata.get("width"), metadata.get("height")
-    scheduler = metadata.get("scheduler")
+    scheduler, method = metadata.get("scheduler"), metadata.get("method")
     settings = {
         "Steps": metadata.get("num_inference_steps"),
         "Sampler": _SAMPLERS.get(str(scheduler), scheduler),
         "CFG scale": metadata.get("guidance_scale"),
-        "Seed": metadata.get("seed"),
+        "Seed": metadata.get("seed") if method is None else None,
         "Size": f"{width}x{height}" if width and height else None,
         "Model": metadata.get("model"),
         "Eta": metadata.get("eta") or None,
-        "Tiller method": metadata.get("method"),
+        "Tiller method": method,
+        "Tiller seed": None if method is None else metadata.get("seed"),
     }
     return format_parameters(
         metadata.get("prompt") or "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,39 @@ class Record:
         """Their names as the scores have them, which Python objects have too."""
         names = self.baseline.get("scores") or {}
         return [name for name in names if name not in self.held_out]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each of them counts in the sum that was optimized, by its name; empty if unknown."""
+        if kept := self.baseline.get("weights"):
+            return dict(kept)
+        names, given = self.optimized, dict(map(weighted, self.rewards))
+        if not given:  # older runs say nothing of Python objects
+            return dict.fromkeys(names, 1.0)
+        if given.keys() <= set(names):
+            return given
+        known = len(given) == len(names)  # a file's function has a shorter name in the scores
+        return dict(zip(names, given.values(), strict=True)) if known else {}
+
+    def label(self, name: str) -> str:
+        """A reward's name behind its weight, where that is not 1."""
+        weight = self.weights.get(name, 1.0)
+        return name if weight == 1 else f"{weight:g} {name}"
+
+    def lowered(self, name: str) -> bool:
+        """Whether the search wants this reward's score low: by an attack or by its weight."""
+        return self.lowers != (self.weights.get(name, 1.0) < 0)
+
+    @property
+    def summed(self) -> bool:
+        """Whether what was optimized is another number than one reward's score."""
+        return bool(self.weights) and list(self.weights.values()) != [1.0]
+
+    def total(self, scores: Mapping[str, float]) -> float | None:
+        """The weighted sum of a picture's scores; None where one of them is not known."""
+        if not self.weights or any(scores.get(name) is None for name in self.weights):
+            return None
+        return float(sum(weight * scores[name] for name, weight in self.weights.items()))
 
     @property
     def _watched(self) -> list[str]:

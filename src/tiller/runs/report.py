@@ -10,7 +10,7 @@ from tiller.runs.affix_report import AFFIX, affix_page
 from tiller.runs.charts import SERIES, Curve, Panel, charts
 from tiller.runs.concept_report import CONCEPT, concept_page
 from tiller.runs.files import write_atomically
-from tiller.runs.record import Record, read_run, weighted
+from tiller.runs.record import Record, read_run
 from tiller.runs.templating import rendered, shortened
 from tiller.runs.view import RunView, view
 
@@ -178,12 +178,9 @@ def _baseline_score(record: Record) -> float | None:
     """
     if "score" in record.baseline:
         return float(record.baseline["score"])
-    scores = record.baseline.get("scores") or {}
-    parts = [weighted(reward) for reward in record.rewards]
-    known = parts and all(scores.get(name) is not None for name, _ in parts)
-    if not known or any(entry.get("penalty") for entry in record.steps):
+    if any(entry.get("penalty") for entry in record.steps):
         return None
-    return float(sum(weight * scores[name] for name, weight in parts))
+    return record.total(record.baseline.get("scores") or {})
 
 
 def _x(record: Record) -> list[float]:

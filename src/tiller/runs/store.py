@@ -259,7 +259,7 @@ class RunStore:
                 self._state_damaged = bool(faults)
                 if faults:
                     self._note(f"{faults[0]}; continuing from the state one round before it")
-                return packed
+                return packed if faults else self._in_step(packed)
         if not faults:
             return None
         raise RunError(
@@ -267,6 +267,20 @@ class RunStore:
             f"journal are kept there. Start the run again (run.json has its settings), or delete "
             f"{STATE} and {PREVIOUS} to resume from the beginning"
         )
+
+    def _in_step(self, packed: Packed) -> Packed:
+        """The state, or the one before it where the journal has lost the last round's line.
+
+        That round is then done again, and its line written.
+        """
+        last = max((e["step"] for e in self.journal.read() if e.get("kind") == "step"), default=0)
+        if not last or packed.tree.get("round") != last + 1:
+            return packed
+        earlier = self._load(PREVIOUS, [])
+        if earlier is None or earlier.tree.get("round") != last:
+            return packed
+        self._note(f"round {last + 1} has no line in the journal; it is done again")
+        return earlier
 
     def rewind(self, step: int) -> None:
         """Make the journal agree with a state at round `step`: later lines are dropped.
@@ -303,12 +317,19 @@ class RunStore:
     def load_image(self, name: str) -> tuple[Image, dict[str, Any]]:
         """A picture that `save_image` wrote, and the metadata it was given.
 
+        Where `best` was deleted, the newest of the numbered ones is taken.
+
         Raises:
             RunError: it is not there, damaged, or carries no metadata of ours.
         """
         from tiller.runs.png import open_png
 
         path = self._image(name)
+        if name == "best" and not path.exists():  # each best was kept under its round, too
+            newest = sorted(
+                path.parent.glob("best-[0-9]*.png"), key=lambda p: (len(p.name), p.name)
+            )
+            path = newest[-1] if newest else path
         image, _, about = open_png(path)
         if about is None:
             raise RunError(f"{path} has no tiller chunk; another program has replaced it")

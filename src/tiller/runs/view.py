@@ -24,6 +24,8 @@ class ScoreView:
     """One reward of the unsteered and the best picture, as texts."""
 
     name: str
+    label: str  # the name, behind its weight in the sum that was optimized
+    tag: str  # "held out", "lowered" or "optimized"
     held_out: bool
     before: str
     after: str
@@ -61,6 +63,7 @@ class RunView:
     unseen: UnseenView | None
     noises: list[RowView]
     scores: list[ScoreView]
+    total: ScoreView | None  # the weighted sum, where it is not one reward's score
     frames: list[FrameView]
     stopped: str
     ended: str  # the same in a word or two
@@ -110,6 +113,7 @@ def view(record: Record) -> RunView:
         unseen=unseen_view(record),
         noises=_noises(record),
         scores=_scores(record),
+        total=_total(record),
         frames=_frames(record),
         stopped=ending(record),
         ended=_ended(record),
@@ -150,16 +154,25 @@ def _scores(record: Record) -> list[ScoreView]:
 
 
 def _score(name: str, record: Record, before: float | None, after: float | None) -> ScoreView:
+    held_out, lowered = name in record.held_out, record.lowered(name)
     known = before is not None and after is not None
     gain = after - before if before is not None and after is not None else 0.0
     return ScoreView(
         name=name,
-        held_out=name in record.held_out,
+        label=record.label(name),
+        tag="held out" if held_out else "lowered" if lowered else "optimized",
+        held_out=held_out,
         before="–" if before is None else number(before),
         after="–" if after is None else number(after),
         change=changed(gain) if known else "–",
-        direction=direction(gain, lowers=record.lowers),
+        direction=direction(gain, lowers=lowered),
     )
+
+
+def _total(record: Record) -> ScoreView | None:
+    scores = [entry.get("scores") or {} for entry in (record.baseline, record.last)]
+    before, after = map(record.total, scores)
+    return _score("sum", record, before, after) if record.summed else None
 
 
 def _frames(record: Record) -> list[FrameView]:
