@@ -59,6 +59,7 @@ TOP = {
     "guard",
     "learning",
     "listing",
+    "run",
     "session",
     "terminal",
     "unseen",

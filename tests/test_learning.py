@@ -51,8 +51,8 @@ def test_each_round_has_its_line_with_what_the_caller_adds(store: RunStore) -> N
 
     found = go(store, 2, entry=entry, on_step=on_step, begin=lambda: [{"kind": "baseline"}])
     assert order == ["entry 1", "shown 1, 1 kept", "entry 2", "shown 2, 2 kept"]
-    assert [line["kind"] for line in store.entries()] == ["baseline", "step", "step"]
-    assert store.entries()[1]["image"] == "images/x.png"
+    assert [line["kind"] for line in store.entries()] == ["begun", "baseline", "step", "step"]
+    assert store.entries()[2]["image"] == "images/x.png"
     assert found.stopped == "budget: steps=2"
     assert found.cost.steps == 2
     assert found.state.solver.scores.shape == (2, 4)

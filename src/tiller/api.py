@@ -13,14 +13,15 @@ from typing import Any, SupportsIndex
 
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
-from tiller.driver import Picture, Run, drive, picture_of
 from tiller.driver import Progress as Progress
+from tiller.driver import drive
 from tiller.methods._catalog import make_method
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.rewards._held_out import held_out_of
+from tiller.run import Picture, Run, picture_of
 from tiller.runs.begun import check_rewards, check_settings
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import STATE, RunStore, versions

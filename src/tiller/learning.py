@@ -12,7 +12,7 @@ import dataclasses
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from tiller.core.search import (
     standing,
 )
 from tiller.core.state import Packed, pack
+from tiller.runs.begun import begun, check_rewards, check_settings
 from tiller.runs.journal import Entry
 from tiller.runs.store import RunStore
 
@@ -68,6 +69,7 @@ def learn(
     *,
     entry: Callable[[Step], Entry],
     begin: Callable[[], Iterable[Entry]] = tuple,
+    reward_files: Mapping[str, str] | None = None,
     until: Callable[[Step], str | None] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Learned:
@@ -85,10 +87,12 @@ def learn(
         seed: of everything random; a resumed search keeps the one that it was begun with.
         entry: what a round's journal line says besides the usual; its names win.
         begin: makes the journal's first lines, and what they speak of; not called on a resume.
+        reward_files: the files that its rewards come from, see `RewardSum.files`.
         until: looks at a round before it is kept; a text ends the search, and says why.
         on_step: called once the round is kept.
 
     Raises:
+        RunError: among others, the settings or a reward's file have changed since it began.
         TillerError: whatever ended the search; it is in the journal, what was kept before stands.
 
     Example:
@@ -101,11 +105,11 @@ def learn(
         >>> store = RunStore.create(tempfile.mkdtemp(), {"kind": "example"}, "ascent")
         >>> found = learn(store, phases, Budget(steps=5), 0, entry=lambda step: {})
         >>> found.stopped, found.state.round, len(store.entries())
-        ('budget: steps=5', 5, 5)
+        ('budget: steps=5', 5, 6)
     """
     with store, interruptible() as interrupted:
         try:
-            saved = _continued(store, budget, begin)
+            saved = _continued(store, budget, begin, reward_files or {})
             ended = _over(store)
             if saved is not None and ended is not None:
                 return _learned(*standing(phases, saved), ended)
@@ -140,23 +144,36 @@ def _learned(state: SearchState, problem: Problem, stopped: str) -> Learned:
 
 
 def _continued(
-    store: RunStore, budget: Budget, begin: Callable[[], Iterable[Entry]]
+    store: RunStore,
+    budget: Budget,
+    begin: Callable[[], Iterable[Entry]],
+    reward_files: Mapping[str, str],
 ) -> Packed | None:
     """The state to continue from, the journal brought to its round; or None, and a fresh one."""
     saved = store.load_state()
     if saved is None:
         store.journal.clear()
+        store.append(begun(store, reward_files))
         for line in begin():
             store.append(line)
         return None
+    check_settings(store)
+    check_rewards(store, reward_files)
     rounds = saved.tree["round"]
     fallen_back = list(store.notices)  # rewinding drops what the journal said of it
     store.rewind(rounds)
-    for text in fallen_back:
-        warnings.warn(text, TillerNotice, stacklevel=3)
-        store.append({"kind": "notice", "text": text})
+    say_once(store, fallen_back, stacklevel=4)
     store.append({"kind": "resumed", "step": rounds, "budget": str(budget), "time": now()})
     return saved
+
+
+def say_once(store: RunStore, notices: Iterable[str], stacklevel: int) -> None:
+    """Give notices, and keep in the journal those that are not there already."""
+    said = [entry["text"] for entry in store.entries() if entry["kind"] == "notice"]
+    for text in dict.fromkeys(notices):
+        warnings.warn(text, TillerNotice, stacklevel=stacklevel)
+        if text not in said:
+            store.append({"kind": "notice", "text": text})
 
 
 def _over(store: RunStore) -> str | None:

@@ -19,7 +19,7 @@ from tiller.runs.store import RunStore
 from tiller.tasks.statistics import estimated
 
 if TYPE_CHECKING:
-    from tiller.driver import Run
+    from tiller.run import Run
 
 _AT_ONCE = 16
 

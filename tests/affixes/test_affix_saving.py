@@ -181,3 +181,21 @@ def test_a_reward_that_fails_leaves_the_affix_of_the_rounds_before(
     with pytest.raises(RewardError, match="so there is no affix"):
         train(model, plan, tmp_path / "b.safetensors", out=tmp_path / "b")
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_a_training_whose_reward_or_settings_were_edited_does_not_go_on(
+    model: FrozenModel, tmp_path: Path
+) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def bright(images):\n    return images.mean(dim=(1, 2, 3))\n")
+    plan = replace(PLAN, reward=f"{reward}:bright", budget="steps=1")
+    trained = train(model, plan, tmp_path / "a.safetensors", out=tmp_path)
+    spec = trained.run_dir / "run.json"
+    whole = spec.read_text()
+    spec.write_text(whole.replace("an owl", "an elk"))
+    with pytest.raises(RunError, match=r"run\.json was changed since the run began: its prompts"):
+        resume_training(trained.run_dir, model=model, budget="steps=2")
+    spec.write_text(whole)
+    reward.write_text("def bright(images):\n    return -images.mean(dim=(1, 2, 3))\n")
+    with pytest.raises(RunError, match=r"mine\.py has changed since"):
+        resume_training(trained.run_dir, model=model, budget="steps=2")

@@ -16,7 +16,7 @@ from tiller.core.budget import Budget, metered
 from tiller.core.errors import InvalidInput, MissingDependency, RewardError
 from tiller.core.rng import Draw, Stream
 from tiller.core.search import search_phases
-from tiller.methods._training import AdaptedPictures, Lessons, lines_of
+from tiller.methods._training import AdaptedPictures, Lessons
 from tiller.methods._weights import TARGETS, Adaptable, with_all_weights, with_lora
 from tiller.methods.base import Task
 from tiller.methods.ddpo import Ddpo
@@ -303,18 +303,3 @@ def test_lessons_go_through_every_prompt_once_an_epoch(model: FrozenModel) -> No
     flat = torch.cat([lesson.noise for lesson in drawn]).flatten(1)
     assert len(flat.unique(dim=0)) == 10  # no noise twice
     assert lessons.texts(drawn[0].prompt) == [texts[i] for i in order[:2]]
-
-
-def test_prompts_are_read_from_a_file(tmp_path: Any) -> None:
-    marked = tmp_path / "marked.txt"
-    marked.write_bytes(b"\xef\xbb\xbfa dog\r\n\r\nan owl\r\n")
-    assert lines_of(str(marked)) == ["a dog", "an owl"]
-    file = tmp_path / "prompts.txt"
-    file.write_text("a cat\n\n  a dog \n", encoding="utf-8")
-    assert lines_of(str(file)) == ["a cat", "a dog"]
-    for content, message in ((b"\n \n", "found none"), (b"\xff\xfe", "not text in UTF-8")):
-        file.write_bytes(content)
-        with pytest.raises(InvalidInput, match=message):
-            lines_of(str(file))
-    with pytest.raises(InvalidInput, match="No such file"):
-        lines_of(str(tmp_path / "none.txt"))

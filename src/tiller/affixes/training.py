@@ -164,19 +164,19 @@ class Training:
         )
         self.solver = self._solver(kind)
         size = model.defaults.height
-        held_out = make_reward(spec["held_out"], probe_size=size, device=model.device)
+        self.held_out = make_reward(spec["held_out"], probe_size=size, device=model.device)
         self.unseen = (
             Unseen(
                 trajectory,
                 PromptSet(model, spec["unseen"], negative),
                 reward,
                 spec["seed"],
-                held_out,
+                self.held_out,
             )
             if spec["unseen"]
             else None
         )
-        self.watched = tuple(part.name for part in held_out.parts)
+        self.watched = tuple(part.name for part in self.held_out.parts)
 
     def phases(self) -> list[Phase]:
         """The training, one phase."""
@@ -192,6 +192,7 @@ class Training:
                 Budget.parse(self.spec["budget"]),
                 self.spec["seed"],
                 begin=lambda: self._begin(store),
+                reward_files=self.reward.files | self.held_out.files,
                 entry=lambda step: self._entry(store, step),
                 on_step=on_step,
             )

@@ -19,9 +19,9 @@ from tiller.commands.options import (
     Settings,
     check_encoding,
     field_values,
-    prompts_in,
 )
 from tiller.core.errors import TillerError
+from tiller.core.prompts import prompts_in
 from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
 from tiller.terminal import EVERY, clean, clock, cost_line, listing, number, quoted, shown
@@ -49,7 +49,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="What `tiller affix t
 @app.command()
 def train(
     prompts: Annotated[
-        Path, typer.Argument(metavar="PROMPTS.txt", help="A text file with a prompt a line.")
+        Path,
+        typer.Argument(metavar="PROMPTS.txt", help="A file of prompts, one a line; # comments."),
     ],
     out: Annotated[Path, typer.Option(help="The affix file to write.")] = Path("affix.safetensors"),
     reward: Rewards = None,

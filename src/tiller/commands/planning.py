@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tiller.core.budget import Budget
     from tiller.core.search import Problem
     from tiller.core.space import Space
-    from tiller.driver import Run
+    from tiller.run import Run
     from tiller.spaces.words import Words
 
 
@@ -116,7 +116,7 @@ def _slots(words: Words) -> list[dict[str, Any]]:
 
 def view(run: Run) -> list[RenderableType]:
     """A plan for people."""
-    rewards = ", ".join(part.name for part in run.reward.parts)
+    rewards = run.reward.name
     aim = " (lowered)" if run.method.lowers else ""
     watched = f"; held out: {', '.join(run.watched)}" if run.watched else ""
     facts = [

@@ -13,8 +13,9 @@ import typer
 
 from tiller.batch_view import BatchLine, batch_summary
 from tiller.commands import AsJson, Quiet, RunFolder, run_folder, words
-from tiller.commands.options import Options, prompts_in, with_options
+from tiller.commands.options import Options, with_options
 from tiller.core.errors import InvalidInput, TillerError
+from tiller.core.prompts import prompts_in
 from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
 from tiller.terminal import ProgressLine, best_picture, method_of, quoted, summary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tiller.api import Progress, Result
-    from tiller.driver import Run
+    from tiller.run import Run
 
 
 LEARNED = {"affix": "tiller.commands.affix", "concept": "tiller.commands.concept"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.objective import Objective
+from tiller.core.prompts import prompts_in
 from tiller.core.rng import Draw, Stream, keyed_generator
 from tiller.core.search import Handover, Phase, Problem
 from tiller.methods._pictures import joined, judged
@@ -280,7 +280,7 @@ class Training(Method):
 
     def contents(self) -> dict[str, Any]:
         """As every method, and the prompts."""
-        texts = lines_of(self.prompts) if self.prompts else ()
+        texts = prompts_in(self.prompts) if self.prompts else ()
         return {**super().contents(), **({"training_prompts": list(texts)} if texts else {})}
 
     def notes(self) -> tuple[str, ...]:
@@ -344,23 +344,6 @@ class Training(Method):
                 )
             return None
         self.check_batch(self.batch)
-        texts = lines_of(self.prompts) if self.prompts else [task.prompt]
+        texts = prompts_in(self.prompts) if self.prompts else [task.prompt]
         words = task.model.encode(texts, [task.negative_prompt] * len(texts))
         return Lessons(tuple(texts), words, self.batch)
-
-
-def lines_of(path: str) -> Sequence[str]:
-    """The prompts of a text file: one a line, empty lines left out.
-
-    Raises:
-        InvalidInput: it cannot be read, or has none.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise InvalidInput(f"cannot read the prompts in {path!r}: {reason}") from None
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    if not found:
-        raise InvalidInput(f"expected a prompt a line in {path!r}, found none")
-    return found
