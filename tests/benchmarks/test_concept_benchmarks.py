@@ -123,3 +123,29 @@ def test_what_the_clips_find_alike(run: Callable[..., Any]) -> None:
     assert set(seen) == {"pink", "a white horse"}
     gap = seen["a white horse"]["emoji-heldout"] - seen["pink"]["emoji-heldout"]
     assert found["by eye less the word"]["emoji-heldout"]["value"] == pytest.approx(gap)
+
+
+def test_learned_words_and_plain_ones_on_the_given_grounds(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """All that would be drawn is kept already; one phrase is only good in its first drawing."""
+    import argparse
+
+    import tiller
+
+    options = argparse.Namespace(rows=tmp_path, images=2, calls=12_000, concepts=1, seeds=[0])
+    parts = runpy.run_path(str(SCRIPTS / "grounds.py"))
+    measuring = parts["Measuring"](tiller.load_model("emoji"), parts["CONCEPTS"][0], 0, options)
+    phrases = measuring.phrases()
+    assert {"horse", "a horse"} <= set(phrases)
+    few = {phrase: i / 100 for i, phrase in enumerate(phrases)}
+    full = dict.fromkeys(phrases[-6:], 0.5) | {phrases[-2]: 0.6, parts["TOKEN"]: 0.7}
+    lines = [json.loads(measuring.key(p, 1)) | {"placed": v} for p, v in few.items()]
+    lines += [json.loads(measuring.key(p, 2)) | {"placed": v} for p, v in full.items()]
+    (tmp_path / "0.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    asked = ["--rows", str(tmp_path), "--images", "2", "--concepts", "1", "--seeds", "0"]
+    found = run("grounds", *asked)
+    wanted = {"word": [0.6], "learned": [0.7], "phrases": [phrases[-2]]}
+    assert found["table"] == {"unicorn": wanted}
+    assert found["learned less the best word"]["value"] == pytest.approx(0.1)
+    assert len((tmp_path / "0.jsonl").read_text().splitlines()) == len(lines)

@@ -66,6 +66,28 @@ def test_the_numbers_are_the_papers(emoji: FrozenModel) -> None:
     assert found.editability == pytest.approx(sum(got.values()) / len(got))
 
 
+def test_what_is_placed_is_compared_with_the_picture_of_its_ground(emoji: FrozenModel) -> None:
+    """Two pictures on blue, one on pink, and one that has no plain ground."""
+    generator = torch.Generator().manual_seed(0)
+    given = torch.rand(4, 3, 64, 64, generator=generator)
+    for i, rgb in enumerate([(40, 90, 220), (250, 120, 185), (40, 90, 220)]):
+        given[i, :, :8], given[i, :, -8:] = 0, 0
+        given[i, :, :, :8], given[i, :, :, -8:] = 0, 0
+        edge = (given[i] == 0).all(0)
+        given[i, :, edge] = torch.tensor(rgb)[:, None] / 255
+    found = evaluate(emoji, "owl", given, images=3, seed=5, clips=["emoji"])
+    tower = tower_for("emoji", given)
+    wanted = []
+    for ground, own in (("blue", [0, 2]), ("pink", [1])):
+        told = told_by(emoji, [f"a picture of owl on a {ground} background"])
+        drawn = tower.embed_images(sample(emoji, told, range(5, 7), at_once=16))
+        wanted.append(float((drawn @ tower.embed_images(given[own]).T).mean()))
+    assert found.placed == pytest.approx(sum(wanted) / 2, abs=1e-5)
+    assert found.plain()["placed"] == found.placed
+    bare = evaluate(emoji, "owl", given[3:], images=1, seed=5, clips=["emoji"])
+    assert bare.placed is None
+
+
 def test_shares_and_names(measured: Measured) -> None:
     assert list(measured.clips) == ["emoji-heldout", "emoji"]
     assert measured.reconstruction == measured.clips["emoji-heldout"].reconstruction

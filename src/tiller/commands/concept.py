@@ -285,6 +285,7 @@ def evaluate(
     with session(as_json) as now:
         with told(now.notice):
             from tiller.concepts.metrics import evaluate as run
+            from tiller.concepts.metrics import grounds_of
             from tiller.concepts.pictures import load_pictures
             from tiller.concepts.templates import edits
             from tiller.concepts.vocabulary import is_emoji, notice_untaught
@@ -310,17 +311,19 @@ def evaluate(
             for line in given.left_out:
                 now.notice(f"left out: {line}")
             subject = kind or found.about.get("subject", "object")
-            asked = len(every) * (1 + len(edits(subject, emoji=is_emoji(loaded))))
+            alike = 1 + len(edits(subject, emoji=is_emoji(loaded)))
+            pixels = given.tensor()
+            asked = sum(alike + len(grounds_of(loaded, one, pixels, subject)) for one in every)
             turns = iter(range(1, asked + 1))
 
-            def drawing(text: str) -> None:
-                now.notice(f"{next(turns)}/{asked}: drawing {images} of {text!r}")
+            def drawing(text: str, count: int) -> None:
+                now.notice(f"{next(turns)}/{asked}: drawing {count} of {text!r}")
 
             measured = [
                 run(
                     loaded,
                     one,
-                    given.tensor(),
+                    pixels,
                     subject=subject,
                     images=images,
                     seed=seed,

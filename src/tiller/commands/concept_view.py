@@ -92,13 +92,14 @@ def compared(measured: Sequence[Measured]) -> list[RenderableType]:
             "word": one.token,
             "clip": clip,
             "reconstruction": number(seen.reconstruction),
+            "on its ground": "" if seen.placed is None else number(seen.placed),
             "editability": number(seen.editability),
         }
         for one in measured
         for clip, seen in one.clips.items()
     ]
     parts: list[RenderableType] = [
-        listing(rows, ["word", "clip", "reconstruction", "editability"]),
+        listing(rows, ["word", "clip", "reconstruction", "on its ground", "editability"]),
     ]
     judged = [
         {

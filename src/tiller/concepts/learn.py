@@ -307,15 +307,12 @@ def _sentences(
     Raises:
         InvalidInput: none is read whole.
     """
-
     longest = max(places, key=len, default="")
-
-    def fits(sentence: str) -> bool:
-        rest = f"{sentence.replace('{}', ' ')} {longest}"
-        sizes = [len(t(rest).input_ids) + tokens - t.model_max_length for t in model.tokenizers]
-        return bool(max(sizes) <= 0)
-
-    found = tuple(s for s in templates.training(subject, emoji=is_emoji(model)) if fits(s))
+    found = tuple(
+        sentence
+        for sentence in templates.training(subject, emoji=is_emoji(model))
+        if templates.fits(f"{sentence} {longest}", model.tokenizers, tokens)
+    )
     if not found:
         limit = min(int(tokenizer.model_max_length) for tokenizer in model.tokenizers)
         raise InvalidInput(f"a prompt of this model has {limit} places; got {tokens=} for one word")

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from tiller.concepts import templates
 from tiller.concepts.drawing import check_seeds, sample, told_by, vocabulary
+from tiller.concepts.grounds import place_of
 from tiller.concepts.vocabulary import is_emoji
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import Conditioning, FrozenModel
 from tiller.models.concepts import Concept
 from tiller.models.pieces import Piece
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, Tower, tower_for
+
+OnPrompt = Callable[[str, int], None]
+"""Called with each prompt, and how many pictures of it, before it is drawn."""
 
 BATCH, ACCELERATED = 16, 256  # pictures drawn at once, on a CPU and elsewhere
 
@@ -33,12 +37,15 @@ class Seen:
     Attributes:
         reconstruction: mean cosine of each drawn picture of the plainest sentence with each given
             picture.
+        placed: the same where the sentence ends with the ground of one given picture ("on a blue
+            background"), with that picture; None where no given picture has a plain ground. Ours.
         editability: mean over the edits of the cosine between the mean drawn picture's embedding
             and the prompt without the token.
         edits: the latter for each prompt.
     """
 
     reconstruction: float
+    placed: float | None
     editability: float
     edits: dict[str, float]
 
@@ -81,6 +88,11 @@ class Measured:
         return next(iter(self.clips.values())).reconstruction
 
     @property
+    def placed(self) -> float | None:
+        """The first CLIP's."""
+        return next(iter(self.clips.values())).placed
+
+    @property
     def editability(self) -> float:
         """The first CLIP's."""
         return next(iter(self.clips.values())).editability
@@ -90,6 +102,7 @@ class Measured:
         return {
             **asdict(self),
             "reconstruction": self.reconstruction,
+            "placed": self.placed,
             "editability": self.editability,
         }
 
@@ -103,12 +116,16 @@ def evaluate(
     images: int = 64,
     seed: int = 0,
     clips: Sequence[str] | None = None,
-    on_prompt: Callable[[str], None] | None = None,
+    on_prompt: OnPrompt | None = None,
 ) -> Measured:
     """Draw the concept plainly and in other surroundings, and compare with the given pictures.
 
         reconstruction = mean_ij <c(drawn_i), c(given_j)>
+        placed         = mean_ij <c(drawn_i on the ground of given_j), c(given_j)>
         editability    = mean_p <normalized mean_i c(drawn_pi), c(p without the token)>
+
+    Reconstruction compares grounds too: a word that says nothing of the thing and draws grounds
+    like the given ones is near. What is placed was asked for the ground, so the thing decides.
 
     Args:
         model: the frozen model.
@@ -116,10 +133,11 @@ def evaluate(
         pictures: [N, 3, H, W] in [0, 1], what it was learned from.
         subject: object or style.
         images: pictures of each prompt (the paper: 64); seeds from `seed` on, the same for all.
+            Those of the grounds share as many.
         seed: of the noises; one that the search has not drawn with.
         clips: the CLIPs that compare, the first decides. By default the bundled ones for the
             bundled model: the held-out first, since the other chose where the search began.
-        on_prompt: called before each prompt is drawn.
+        on_prompt: see `OnPrompt`.
 
     Raises:
         InvalidInput: no CLIP is known for this model, or a number that cannot be.
@@ -141,24 +159,83 @@ def evaluate(
 
     edits = templates.edits(subject, emoji=emoji)
     asked = [templates.training(subject, emoji=emoji)[0], *(template for template, _ in edits)]
-    at_once = BATCH if model.device.type == "cpu" else ACCELERATED
-    drawn: list[Tensor] = []
-    for some in _several(asked, max(1, at_once // images)):
-        for template in some:
-            if on_prompt is not None:
-                on_prompt(templates.filled(template, named))
-        told = [told_by(model, read(template)).expand(images) for template in some]
-        noises = [*seeds] * len(some)
-        found = sample(model, Conditioning.cat(told), noises, at_once=at_once)
-        drawn += torch.split(found.to(model.device), images)
-    plain, edited = drawn[0], drawn[1:]
+    plain, *edited = _drawn(model, named, read, asked, seeds, on_prompt)
+    placed = on_grounds(model, concept, pictures, subject, seeds, on_prompt)
     said = [rest for _, rest in edits]
     return Measured(
         token=named,
         images=images,
-        clips={name: _seen(tower, pictures, plain, edited, said) for name, tower in towers.items()},
+        clips={
+            name: _seen(tower, pictures, plain, placed, edited, said)
+            for name, tower in towers.items()
+        },
         judge=_judged(pictures, plain, edited, said, subject) if emoji else None,
     )
+
+
+def on_grounds(
+    model: FrozenModel,
+    concept: Concept | str,
+    pictures: Tensor,
+    subject: str,
+    seeds: Sequence[int],
+    on_prompt: OnPrompt | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Drawings [m, 3, H, W] that were asked for a ground, and the pictures that have it; of each.
+
+    m is the grounds' share of the seeds, rounded up; each takes the first m.
+    """
+    named, read = _reader(model, concept)
+    grounds = grounds_of(model, concept, pictures, subject)
+    if not grounds:
+        return []
+    plainest = templates.training(subject, emoji=is_emoji(model))[0]
+    asked = [f"{plainest} {ground}" for ground in grounds]
+    few = seeds[: -(-len(seeds) // len(grounds))]
+    drawn = _drawn(model, named, read, asked, few, on_prompt)
+    return [(found, pictures[own]) for found, own in zip(drawn, grounds.values(), strict=True)]
+
+
+def grounds_of(
+    model: FrozenModel, concept: Concept | str, pictures: Tensor, subject: str
+) -> dict[str, list[int]]:
+    """What the sentence of `placed` ends with, and which pictures [N, 3, H, W] have that ground.
+
+    None of them where the text encoders would not read the sentence whole.
+    """
+    found: dict[str, list[int]] = {}
+    for i, picture in enumerate(pictures.cpu()):
+        if place := place_of(picture):
+            found.setdefault(place, []).append(i)
+    sentence = templates.training(subject, emoji=is_emoji(model))[0]
+    tokens = 0
+    if isinstance(concept, str):
+        sentence = templates.filled(sentence, concept)
+    else:
+        tokens = len(concept.vectors[0])
+    whole = all(templates.fits(f"{sentence} {end}", model.tokenizers, tokens) for end in found)
+    return found if whole else {}
+
+
+def _drawn(
+    model: FrozenModel,
+    named: str,
+    read: Callable[[str], list[Piece]],
+    asked: Sequence[str],
+    seeds: Sequence[int],
+    on_prompt: OnPrompt | None,
+) -> list[Tensor]:
+    """Pictures [n, 3, H, W] of each template, one a seed, some templates at once."""
+    most, count = BATCH if model.device.type == "cpu" else ACCELERATED, len(seeds)
+    drawn: list[Tensor] = []
+    for some in _several(asked, max(1, most // count)):
+        if on_prompt is not None:
+            for template in some:
+                on_prompt(templates.filled(template, named), count)
+        told = [told_by(model, read(template)).expand(count) for template in some]
+        found = sample(model, Conditioning.cat(told), [*seeds] * len(some), at_once=most)
+        drawn += torch.split(found.to(model.device), count)
+    return drawn
 
 
 def _reader(model: FrozenModel, concept: Concept | str) -> tuple[str, Callable[[str], list[Piece]]]:
@@ -177,16 +254,38 @@ def _several(asked: Sequence[str], count: int) -> list[Sequence[str]]:
 
 
 @torch.no_grad()
+def likeness(tower: Tower, drawn: Tensor, given: Tensor) -> float:
+    """The mean cosine of each drawn picture [n, 3, H, W] with each given one [N, 3, H, W]."""
+    own, wanted = tower.embed_images(drawn), tower.embed_images(given.to(drawn))
+    return float((own @ wanted.T).mean())
+
+
+def mean_likeness(tower: Tower, placed: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """The mean over the grounds of what `on_grounds` drew."""
+    return sum(likeness(tower, drawn, own) for drawn, own in placed) / len(placed)
+
+
+@torch.no_grad()
 def _seen(
-    tower: Tower, given: Tensor, plain: Tensor, edited: Sequence[Tensor], said: Sequence[str]
+    tower: Tower,
+    given: Tensor,
+    plain: Tensor,
+    placed: Sequence[tuple[Tensor, Tensor]],
+    edited: Sequence[Tensor],
+    said: Sequence[str],
 ) -> Seen:
-    own, wanted = tower.embed_images(plain), tower.embed_images(given.to(plain))
+
     words = tower.embed_texts(list(said))
     found = {}
     for rest, pictures, word in zip(said, edited, words, strict=True):
         middle = F.normalize(tower.embed_images(pictures).mean(0), dim=-1)
         found[rest] = float(middle @ word)
-    return Seen(float((own @ wanted.T).mean()), sum(found.values()) / len(found), found)
+    return Seen(
+        reconstruction=likeness(tower, plain, given),
+        placed=mean_likeness(tower, placed) if placed else None,
+        editability=sum(found.values()) / len(found),
+        edits=found,
+    )
 
 
 def _judged(

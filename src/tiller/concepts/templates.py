@@ -6,6 +6,9 @@ the sentence. The sentences are ours; that there are some of each kind is Gal et
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from tiller.core.errors import InvalidInput
 
 OBJECT = (
@@ -139,6 +142,12 @@ def edits(subject: str, *, emoji: bool = False) -> tuple[tuple[str, str], ...]:
 def filled(template: str, words: str) -> str:
     """`template` about `words`."""
     return template.replace("{}", words)
+
+
+def fits(sentence: str, tokenizers: Sequence[Any], tokens: int = 0) -> bool:
+    """Whether text encoders read the sentence whole, with so many tokens for its `{}`."""
+    rest = sentence.replace("{}", " ")
+    return all(len(t(rest).input_ids) + tokens <= t.model_max_length for t in tokenizers)
 
 
 def _check(subject: str) -> None:
