@@ -125,27 +125,37 @@ def test_what_the_clips_find_alike(run: Callable[..., Any]) -> None:
     assert found["by eye less the word"]["emoji-heldout"]["value"] == pytest.approx(gap)
 
 
-def test_learned_words_and_plain_ones_on_the_given_grounds(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
-    """All that would be drawn is kept already; one phrase is only good in its first drawing."""
+def test_learned_words_beside_plain_ones(run: Callable[..., Any], tmp_path: Path) -> None:
+    """All that would be drawn is kept already; each CLIP has a word of its own."""
     import argparse
 
     import tiller
 
     options = argparse.Namespace(rows=tmp_path, images=2, calls=12_000, concepts=1, seeds=[0])
-    parts = runpy.run_path(str(SCRIPTS / "grounds.py"))
+    parts = runpy.run_path(str(SCRIPTS / "words.py"))
     measuring = parts["Measuring"](tiller.load_model("emoji"), parts["CONCEPTS"][0], 0, options)
     phrases = measuring.phrases()
     assert {"horse", "a horse"} <= set(phrases)
-    few = {phrase: i / 100 for i, phrase in enumerate(phrases)}
-    full = dict.fromkeys(phrases[-6:], 0.5) | {phrases[-2]: 0.6, parts["TOKEN"]: 0.7}
-    lines = [json.loads(measuring.key(p, 1)) | {"placed": v} for p, v in few.items()]
-    lines += [json.loads(measuring.key(p, 2)) | {"placed": v} for p, v in full.items()]
-    (tmp_path / "0.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def line(phrase: str, images: int, first: float, judge: float) -> dict[str, Any]:
+        seen = {"emoji": first, "emoji-heldout": judge}
+        whole = {"emoji": judge, "emoji-heldout": first}
+        found: dict[str, Any] = json.loads(measuring.key(phrase, images))
+        return {**found, "placed": seen, **({"reconstruction": whole} if images > 1 else {})}
+
+    last = len(phrases) - 1
+    lines = [line(phrase, 1, i / 100, (last - i) / 100) for i, phrase in enumerate(phrases)]
+    for i in (0, 1, 2, 3, last - 3, last - 2, last - 1, last):
+        lines.append(line(phrases[i], 2, i / 50, (last - i) / 50))
+    lines.append(line(parts["TOKEN"], 2, 0.9, 0.8))
+    (tmp_path / "0.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     asked = ["--rows", str(tmp_path), "--images", "2", "--concepts", "1", "--seeds", "0"]
-    found = run("grounds", *asked)
-    wanted = {"word": [0.6], "learned": [0.7], "phrases": [phrases[-2]]}
-    assert found["table"] == {"unicorn": wanted}
-    assert found["learned less the best word"]["value"] == pytest.approx(0.1)
+    found = run("words", *asked)
+    placed = found["table"]["placed"]["unicorn"]
+    assert placed["phrases"] == [phrases[last], phrases[0]]
+    assert placed["learned"] == [0.8]
+    assert (placed["the first CLIP's word"], placed["the judge's word"]) == ([0.0], [last / 50])
+    gaps = found["differences"]
+    assert gaps["placed, less the first CLIP's word"]["value"] == pytest.approx(0.8)
+    assert gaps["reconstruction, less the judge's word"]["value"] == pytest.approx(0.9 - last / 50)
     assert len((tmp_path / "0.jsonl").read_text().splitlines()) == len(lines)

@@ -151,7 +151,7 @@ def evaluate(
             "expected a CLIP to compare with, got none; name one, such as "
             "--clip openai/clip-vit-base-patch32"
         )
-    named, read = _reader(model, concept)
+    named, _ = _reader(model, concept)
     on_device = torch.zeros(1, device=model.device)
     towers = {source: tower_for(source, on_device) for source in sources}  # before minutes of work
     seeds = range(seed, seed + images)
@@ -159,7 +159,7 @@ def evaluate(
 
     edits = templates.edits(subject, emoji=emoji)
     asked = [templates.training(subject, emoji=emoji)[0], *(template for template, _ in edits)]
-    plain, *edited = _drawn(model, named, read, asked, seeds, on_prompt)
+    plain, *edited = drawings(model, concept, asked, seeds, on_prompt)
     placed = on_grounds(model, concept, pictures, subject, seeds, on_prompt)
     said = [rest for _, rest in edits]
     return Measured(
@@ -171,6 +171,27 @@ def evaluate(
         },
         judge=_judged(pictures, plain, edited, said, subject) if emoji else None,
     )
+
+
+def drawings(
+    model: FrozenModel,
+    concept: Concept | str,
+    asked: Sequence[str],
+    seeds: Sequence[int],
+    on_prompt: OnPrompt | None = None,
+) -> list[Tensor]:
+    """Pictures [n, 3, H, W] of the concept in each template, one a seed, some templates at once."""
+    named, read = _reader(model, concept)
+    most, count = BATCH if model.device.type == "cpu" else ACCELERATED, len(seeds)
+    drawn: list[Tensor] = []
+    for some in _several(asked, max(1, most // count)):
+        if on_prompt is not None:
+            for template in some:
+                on_prompt(templates.filled(template, named), count)
+        told = [told_by(model, read(template)).expand(count) for template in some]
+        found = sample(model, Conditioning.cat(told), [*seeds] * len(some), at_once=most)
+        drawn += torch.split(found.to(model.device), count)
+    return drawn
 
 
 def on_grounds(
@@ -185,14 +206,13 @@ def on_grounds(
 
     m is the grounds' share of the seeds, rounded up; each takes the first m.
     """
-    named, read = _reader(model, concept)
     grounds = grounds_of(model, concept, pictures, subject)
     if not grounds:
         return []
     plainest = templates.training(subject, emoji=is_emoji(model))[0]
     asked = [f"{plainest} {ground}" for ground in grounds]
     few = seeds[: -(-len(seeds) // len(grounds))]
-    drawn = _drawn(model, named, read, asked, few, on_prompt)
+    drawn = drawings(model, concept, asked, few, on_prompt)
     return [(found, pictures[own]) for found, own in zip(drawn, grounds.values(), strict=True)]
 
 
@@ -215,27 +235,6 @@ def grounds_of(
         tokens = len(concept.vectors[0])
     whole = all(templates.fits(f"{sentence} {end}", model.tokenizers, tokens) for end in found)
     return found if whole else {}
-
-
-def _drawn(
-    model: FrozenModel,
-    named: str,
-    read: Callable[[str], list[Piece]],
-    asked: Sequence[str],
-    seeds: Sequence[int],
-    on_prompt: OnPrompt | None,
-) -> list[Tensor]:
-    """Pictures [n, 3, H, W] of each template, one a seed, some templates at once."""
-    most, count = BATCH if model.device.type == "cpu" else ACCELERATED, len(seeds)
-    drawn: list[Tensor] = []
-    for some in _several(asked, max(1, most // count)):
-        if on_prompt is not None:
-            for template in some:
-                on_prompt(templates.filled(template, named), count)
-        told = [told_by(model, read(template)).expand(count) for template in some]
-        found = sample(model, Conditioning.cat(told), [*seeds] * len(some), at_once=most)
-        drawn += torch.split(found.to(model.device), count)
-    return drawn
 
 
 def _reader(model: FrozenModel, concept: Concept | str) -> tuple[str, Callable[[str], list[Piece]]]:
