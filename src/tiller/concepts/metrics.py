@@ -273,7 +273,6 @@ def _seen(
     edited: Sequence[Tensor],
     said: Sequence[str],
 ) -> Seen:
-
     words = tower.embed_texts(list(said))
     found = {}
     for rest, pictures, word in zip(said, edited, words, strict=True):
