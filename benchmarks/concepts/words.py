@@ -38,6 +38,7 @@ from tiller.models import FrozenModel
 from tiller.models.concepts import Concept
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 from tiller.tasks.statistics import Estimated, estimated
+from tiller.words.inflection import article
 
 TOKEN = "<new>"  # no word of any model
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
@@ -150,7 +151,7 @@ class Measuring:
         names = dict.fromkeys([self.made.word, *near])
         if self.made.subject == "style":  # it stands where a colour does: "a {} picture"
             return list(names)
-        return [text for n in names for text in (n, f"{'an' if n[0] in 'aeiou' else 'a'} {n}")]
+        return [text for n in names for text in (n, f"{article(n)} {n}")]
 
     def key(self, phrase: str, images: int) -> str:
         """What a line is kept under: all that it depends on."""
