@@ -29,6 +29,7 @@ from tiller.models.base import Conditioning
 from tiller.models.inputs import Inputs
 from tiller.spaces.affixes import Affix, Affixes
 from tiller.spaces.noise import Noise
+from tiller.spaces.product import ContinuousProduct
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def padded(states: Tensor, length: int) -> Tensor:
 class AffixedPrompt(Continuous[Inputs]):
     """Affixes around one prompt, drawn from one noise.
 
-    z [n, d] are the parameters of `affixes`, and behind them, with `moving`, those of the noise.
+    z [n, d] are the parameters of `affixes`, or of their product with `moving`, the noise.
 
     Args:
         affixes: how z becomes tokens.
@@ -141,11 +142,12 @@ class AffixedPrompt(Continuous[Inputs]):
         self, affixes: Affixes, words: Words, noise: Tensor, moving: Noise | None = None
     ) -> None:
         self.affixes, self.words, self.noise, self.moving = affixes, words, noise, moving
+        self.parts = ContinuousProduct([affixes] if moving is None else [affixes, moving])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[d]."""
-        return (self.affixes.dimension + (self.moving.dimension if self.moving else 0),)
+        return self.parts.shape
 
     def sample(self, n: int, rng: Stream) -> Flat:
         """`n` affixes, all beside the given noise."""
@@ -160,10 +162,7 @@ class AffixedPrompt(Continuous[Inputs]):
 
     def project(self, z: Flat) -> Flat:
         """Each part's own projection."""
-        own, noise = self.split(z)
-        if noise is not None and self.moving is not None:
-            noise = self.moving.project(noise)
-        return self.joined(self.affixes.project(own), noise)
+        return self.parts.project(z)
 
     def affix(self, z: Flat) -> Affix:
         """The tokens of z alone."""
@@ -171,10 +170,8 @@ class AffixedPrompt(Continuous[Inputs]):
 
     def split(self, z: Flat) -> tuple[Tensor, Tensor | None]:
         """The affixes' part of z [n, d], and the noise's [n, slots, C, h, w] if it has one."""
-        k = self.affixes.dimension
-        if self.moving is None:
-            return z, None
-        return z[:, :k], z[:, k:].reshape(len(z), *self.noise.shape[1:])
+        own, *noise = self.parts.split(z)
+        return own, noise[0] if noise else None
 
     def joined(self, affixes: Tensor, noise: Tensor | None) -> Flat:
         """The inverse of `split`; one noise serves all candidates."""

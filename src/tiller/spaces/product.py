@@ -65,20 +65,20 @@ class ContinuousProduct(Continuous[tuple[Any, ...]]):
 
     def decode(self, z: Flat) -> tuple[Any, ...]:
         """Each part's own decoding."""
-        pairs = zip(self.spaces, self._split(z), strict=True)
+        pairs = zip(self.spaces, self.split(z), strict=True)
         return tuple(space.decode(part) for space, part in pairs)
 
     def project(self, z: Flat) -> Flat:
         """Each part's own projection."""
-        pairs = zip(self.spaces, self._split(z), strict=True)
+        pairs = zip(self.spaces, self.split(z), strict=True)
         return torch.cat([space.project(part).flatten(1) for space, part in pairs], dim=1)
 
     def notes(self, z: Tensor, score: Tensor) -> dict[str, Any]:
         """The parts' own."""
-        pairs = zip(self.spaces, self._split(z), strict=True)
+        pairs = zip(self.spaces, self.split(z), strict=True)
         return {k: v for space, part in pairs for k, v in space.notes(part, score).items()}
 
-    def _split(self, z: Tensor) -> list[Tensor]:
+    def split(self, z: Tensor) -> list[Tensor]:
         """z [n, d] as one [n, *shape] a space."""
         parts = torch.split(z, [space.dimension for space in self.spaces], dim=1)
         pairs = zip(self.spaces, parts, strict=True)
