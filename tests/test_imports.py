@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "models": {"core"},
     "spaces": {"core", "models.base", "models.inputs", "models.pieces", "words"},
-    "rewards": {"core", "models.base", "models.bundled"},
+    "rewards": {"core", "models.base", "models.bundled", "models.quiet"},
     "solvers": {"core"},
     "methods": {"core", "models", "spaces", "rewards", "solvers", "words", "llm"},
     "words": {"core"},
@@ -178,7 +178,11 @@ def test_nothing_unpickles_and_nothing_needs_torchvision(name: str) -> None:
     assert not loads, f"tiller.{name} reads files that may hold pickles, lines {loads}"
 
 
+DRAWING = ("diffusers", "transformers", "scipy")
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy", "huggingface_hub", "matplotlib")
+
+
+COMMAND = "import sys; from tiller.cli import main; sys.argv = ['tiller', {}]; run(main)"
 
 
 @pytest.mark.parametrize(
@@ -186,14 +190,41 @@ HEAVY = ("torch", "diffusers", "transformers", "PIL", "numpy", "huggingface_hub"
     [
         "import tiller; tiller.__version__; dir(tiller)",
         "from tiller.words import load_lexicon; load_lexicon().senses('cat', 'n')",
-        "import sys; from tiller.cli import main; sys.argv = ['tiller', '--help']; run(main)",
-        "import sys; from tiller.cli import main; sys.argv = ['tiller', '--version']; run(main)",
-        "import sys; from tiller.cli import main; sys.argv = ['tiller', 'models']; run(main)",
-        "import sys; from tiller.cli import main; sys.argv = ['tiller', 'steer', '-h']; run(main)",
-        "import sys; from tiller.cli import main; sys.argv = ['tiller', 'steer', '--o']; run(main)",
+        COMMAND.format("'--help'"),
+        COMMAND.format("'--version'"),
+        COMMAND.format("'models'"),
+        COMMAND.format("'steer', '-h'"),
+        COMMAND.format("'steer', '--o'"),
     ],
 )
 def test_a_fresh_interpreter_loads_nothing_heavy(code: str) -> None:
+    assert loaded_by(code, HEAVY) == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'methods'",
+        "'rewards'",
+        "'steer', 'a cat', '--method', 'dni'",
+        "'steer', 'a cat', '--method', 'dno', '--set', 'ler=1'",
+        "'steer', 'a cat', '--reward', 'clop'",
+        "'steer', 'a cat', '--held-out', 'clop'",
+        "'steer', 'a cat', '--budget', 'step=5'",
+        "'steer', 'a cat', '--model', 'nowhere/at/all'",
+        "'affix', 'train', '{prompts}', '--out', 'a.safetensors', '--reward', 'clop'",
+        "'affix', 'train', '{prompts}', '--out', 'a.safetensors', '--set', 'ler=1'",
+    ],
+)
+def test_what_draws_nothing_does_not_wait_for_what_draws(arguments: str, tmp_path: Path) -> None:
+    """A list, or a typing error, answers before the libraries that draw are imported."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\na blue dog\na green owl\n")
+    assert loaded_by(COMMAND.format(arguments.format(prompts=prompts)), DRAWING) == "[]"
+
+
+def loaded_by(code: str, names: tuple[str, ...]) -> str:
+    """Which of the modules a fresh interpreter has loaded after `code`."""
     script = f"""
 def run(main):
     try:
@@ -202,9 +233,9 @@ def run(main):
         pass
 {code}
 import sys
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+print([name for name in {names!r} if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stderr.splitlines()[-1] == "[]"
+    return done.stderr.splitlines()[-1]

@@ -21,6 +21,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.rewards._held_out import held_out_of
+from tiller.rewards.parse import check_names
 from tiller.run import Picture, Run, picture_of
 from tiller.runs.begun import check_rewards, check_settings
 from tiller.runs.record import Record, read_run
@@ -268,8 +269,9 @@ def _planned(
 ) -> list[Run]:
     """A run for each prompt and seed, refused as a whole before anything is drawn or written."""
     budget = None if budget is None else Budget.of(budget)
+    check_names(reward, held_out)  # a typing error should not cost the loading of a model
     if method != "auto":
-        make_method(method, settings)  # a typing error should not cost the loading of a model
+        make_method(method, settings)
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     optimized = _reward(reward, loaded)
     name, chosen = make_method(method, settings, optimized)

@@ -225,9 +225,7 @@ def _named(what: str, name: str, known: dict[str, type[Any]]) -> type[Any]:
 
 def _loaded(name: str) -> dict[str, Any]:
     from tiller.models import load_model
-    from tiller.session import no_loading_bars
 
-    no_loading_bars()
     found = load_model(name)
     return {
         "source": found.source,

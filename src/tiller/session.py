@@ -147,25 +147,12 @@ def told_on_interrupt(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Ask the libraries for errors only, and for no bars while weights are read from the disk.
+    """Ask the libraries for errors only. Call before they are imported.
 
-    Call before they are imported. What the user has set in the environment stays.
+    What the user has set in the environment stays.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
-
-def no_loading_bars() -> None:
-    """Loading from the disk is quick and shows no bar; downloads keep theirs."""
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    wanted = not are_progress_bars_disabled()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    if wanted:
-        enable_progress_bars()
 
 
 @contextmanager

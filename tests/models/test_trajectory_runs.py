@@ -20,7 +20,7 @@ from tiller.models import (
     Trajectory,
     load_model,
 )
-from tiller.models.schedulers import CLASSES, DRAWING, NAMES
+from tiller.models.schedulers import DRAWING, NAMES
 from tiller.testing.fake_pipeline import fake_pipeline
 
 SETTINGS = SamplerSettings(5, 4.0, 1.0, 16, 16)
@@ -121,7 +121,7 @@ def test_slots_are_the_steps_with_a_variance(
 def test_other_schedulers_have_one_slot_or_one_a_step_but_the_last(
     model: Any, scheduler: str
 ) -> None:
-    slots = 5 if CLASSES[scheduler] in DRAWING else 1
+    slots = 5 if scheduler in DRAWING else 1
     path = Trajectory(model, replace(SETTINGS, scheduler=scheduler))
     assert path.noise_shape == (slots, 4, 8, 8)
     if scheduler != "pndm":  # which takes more than one

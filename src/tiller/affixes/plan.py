@@ -105,16 +105,25 @@ def split(prompts: Sequence[str], share: float, seed: int) -> tuple[list[str], l
     )
 
 
+def ipgo_of(plan: Plan) -> Ipgo:
+    """The method with the plan's settings.
+
+    Raises:
+        InvalidInput: a setting that is none, or says nothing of a training.
+    """
+    _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
+    assert isinstance(method, Ipgo), "that is its name"
+    _check_used(method)
+    return method
+
+
 def spec_of(plan: Plan, model: FrozenModel, reward: RewardSum, file: Path) -> dict[str, Any]:
     """All that repeats the training, for its record.
 
     Raises:
         InvalidInput: a setting that says nothing of a training, or no such held-out reward.
     """
-    _, method = make_method("ipgo", {"decay": 1.0, **plan.settings})
-    assert isinstance(method, Ipgo), "that is its name"
-    _check_used(method)
-    size = model.defaults.height
+    method, size = ipgo_of(plan), model.defaults.height
     watched = held_out_of(plan.held_out, reward, probe_size=size, device=model.device)
     return {
         "kind": AFFIX,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiller.affixes.evaluation import Comparison, Unseen, compared, means, sheet
 from tiller.affixes.objective import BatchPictures, ByParts, PromptSet
-from tiller.affixes.plan import Plan, spec_of
+from tiller.affixes.plan import Plan, ipgo_of, spec_of
 from tiller.core.budget import Budget, Cost
 from tiller.core.errors import InvalidInput, RewardError, RunError
 from tiller.core.search import Phase, Problem, SearchState, Step, best_so_far, standing
@@ -25,6 +25,7 @@ from tiller.models.base import FrozenModel
 from tiller.models.loader import load_model
 from tiller.models.trajectory import Gradient
 from tiller.rewards import RewardSum, make_reward
+from tiller.rewards.parse import check_names
 from tiller.runs.affix_report import AFFIX
 from tiller.runs.files import check_writable, write_atomically
 from tiller.runs.journal import Entry
@@ -85,6 +86,8 @@ def train(
 
     Source: Ye et al. 2025, "IPGO", section 5.4.
     """
+    check_names(plan.reward, plan.held_out)  # a typing error should not cost loading a model
+    ipgo_of(plan)
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     reward = make_reward(plan.reward, probe_size=loaded.defaults.height, device=loaded.device)
     spec = spec_of(plan, loaded, reward, Path(file).absolute())

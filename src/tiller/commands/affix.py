@@ -22,7 +22,7 @@ from tiller.commands.options import (
 )
 from tiller.core.errors import TillerError
 from tiller.core.prompts import prompts_in
-from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
+from tiller.session import INTERRUPTED, Session, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
 from tiller.terminal import EVERY, clean, clock, cost_line, listing, number, quoted, shown
 
@@ -89,7 +89,6 @@ def train(
             from tiller.affixes.plan import Plan, split
             from tiller.affixes.training import train as run
 
-            no_loading_bars()
             if others is None:
                 texts, others = split(texts, hold_out, seed)
                 if hold_out and len(others) < FEW:
@@ -130,7 +129,6 @@ def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> 
         from tiller.core.budget import Budget
         from tiller.runs.store import RunStore
 
-        no_loading_bars()
         line.begin(Budget.parse(budget or RunStore.open(folder).spec["budget"]))
         trained = resume_training(folder, budget=budget, on_step=line.update)
     _finish(now, trained)

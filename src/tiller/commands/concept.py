@@ -22,7 +22,7 @@ from tiller.commands.options import (
     field_values,
 )
 from tiller.core.errors import InvalidInput
-from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
+from tiller.session import INTERRUPTED, Session, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
 from tiller.terminal import clean, shown
 
@@ -109,7 +109,6 @@ def learn(
             from tiller.models import load_model
             from tiller.models.concepts import check_new
 
-            no_loading_bars()
             make(method, fields)  # a typing error should not cost the loading of a model
             loaded = load_model(model)
             size = (loaded.defaults.height, loaded.defaults.width)
@@ -139,7 +138,6 @@ def resume_into(now: Session, folder: Path, budget: str | None, quiet: bool) -> 
     with told(now.notice):
         from tiller.concepts.learn import resume_concept
 
-        no_loading_bars()
         result = resume_concept(folder, budget=budget, on_step=line.update)
     _finish(now, result)
 
@@ -203,7 +201,6 @@ def draw(
             from tiller.models.concept_files import read_named, split_named
             from tiller.runs.png import encode_png
 
-            no_loading_bars()
             known = [read_named(one) for one in concept or []]
             files_of = [split_named(one)[0] for one in concept or []]
             loaded = _model_of(known, files_of, model)
@@ -292,7 +289,6 @@ def evaluate(
             from tiller.core.paths import located
             from tiller.models.concept_files import read_concept
 
-            no_loading_bars()
             found = read_concept(concept)
             every: list[Concept | str] = [found, *(word or [])]
             if any(isinstance(one, str) and not one.strip() for one in every):

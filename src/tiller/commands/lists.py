@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiller.commands import AsJson, Name
-from tiller.session import no_loading_bars, quiet_libraries, session
+from tiller.session import quiet_libraries, session
 from tiller.terminal import clean, listing, one_line, plain
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def doctor(
     with session(as_json) as now:
         from tiller.doctor import examine
 
-        no_loading_bars()
         checks = []
         for check in examine(model):
             checks.append(check)

@@ -16,7 +16,7 @@ from tiller.commands import AsJson, Quiet, RunFolder, run_folder, words
 from tiller.commands.options import Options, with_options
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.core.prompts import prompts_in
-from tiller.session import INTERRUPTED, Session, no_loading_bars, quiet_libraries, session
+from tiller.session import INTERRUPTED, Session, quiet_libraries, session
 from tiller.session import told_on_interrupt as told
 from tiller.terminal import ProgressLine, best_picture, method_of, quoted, summary
 
@@ -71,7 +71,6 @@ def _steer(prompt: str, options: Options, method: str, seed: int, dry_run: bool)
             from tiller.api import plan as planned
             from tiller.api import steer as everything
 
-            no_loading_bars()
             _check_fields(options.fields, everything)
             return planned(options.load(prompt), prompt, method=method, seed=seed, **arguments)
 
@@ -120,7 +119,6 @@ def batch(
         with line, told(now.notice):
             from tiller.api import steer_many
 
-            no_loading_bars()
             _check_fields(options.fields, steer_many)
             results = steer_many(
                 options.load(*wanted),
@@ -180,7 +178,6 @@ def _search(
 
     try:
         with line, told(now.notice):
-            no_loading_bars()
             result = go(on_step)
     except (Exception, KeyboardInterrupt):
         if line.latest is not None:

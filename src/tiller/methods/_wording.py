@@ -14,6 +14,7 @@ from tiller.core.errors import TillerNotice
 from tiller.methods.base import Task
 from tiller.models.base import FrozenModel
 from tiller.models.pieces import brief
+from tiller.models.quiet import quietly
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 from tiller.spaces.words import Wording
 from tiller.words.choices import Choices, load_choices
@@ -93,7 +94,8 @@ def sentences(source: str) -> Embed:
         InvalidInput: it cannot be loaded.
     """
     if source not in (EMOJI, EMOJI_HELD_OUT) and not _is_clip(source):
-        return sentence_encoder(source)
+        with quietly():
+            return sentence_encoder(source)
     tower = tower_for(source, torch.zeros(1))
 
     def embed(texts: Sequence[str]) -> Tensor:

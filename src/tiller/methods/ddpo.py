@@ -17,13 +17,12 @@ from tiller.methods._training import AdaptedPictures, Lessons, Training
 from tiller.methods._weights import Adaptable, with_all_weights
 from tiller.methods.base import Task
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
+from tiller.models.schedulers import DRAWING
 from tiller.models.trajectory import Trajectory
 from tiller.solvers.gradient import Gradient as GradientSolver
 from tiller.solvers.policy_gradient import Policy, PolicyGradient, Rollout
 from tiller.solvers.rules import Adam, AdamW
 from tiller.spaces.lora import Adapted, Lora
-
-DRAWING = ("euler_a", "lcm")  # samplers that are stochastic whatever eta is
 
 
 @dataclass(frozen=True)

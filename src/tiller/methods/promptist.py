@@ -11,7 +11,6 @@ import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
@@ -88,6 +87,8 @@ class _Rewriter:
     @torch.no_grad()
     def __call__(self, prompt: str, settings: Promptist) -> list[str]:
         """The best beams' texts; the prompt itself where the model says nothing."""
+        from transformers import GenerationConfig
+
         tokens = self._read(prompt)
         end = self.tokenizer.eos_token_id
         config = GenerationConfig(
@@ -119,6 +120,8 @@ def _load(name: str, tokenizer: str) -> _Rewriter:
     Raises:
         InvalidInput: it is not there, not safetensors, or no causal language model.
     """
+    from transformers import AutoModelForCausalLM
+
     folder = located(name)
     local = folder.is_dir()
     source = str(folder) if local else name
@@ -146,6 +149,8 @@ def _load(name: str, tokenizer: str) -> _Rewriter:
 
 def _tokenizer(source: str, local: bool) -> Any:
     """The tokenizer in a folder or on the hub; None if there is none (Promptist's own has none)."""
+    from transformers import AutoTokenizer
+
     try:
         words = AutoTokenizer.from_pretrained(source, local_files_only=local or None)
     except (OSError, ValueError, KeyError, TypeError):

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
@@ -207,8 +206,8 @@ class LatentDiffusion(FrozenModel):
         """Latents [n, C, h, w] of images [n, 3, H, W] in [0, 1]; a distribution's mean."""
         pixels = (2 * images - 1).to(device=self.device, dtype=self.vae.dtype)
         found = self.vae.encode(pixels)
-        tiny = isinstance(found, AutoencoderTinyOutput)
-        latents: Tensor = found.latents if tiny else found.latent_dist.mean
+        exact = hasattr(found, "latents")  # of a tiny autoencoder, which has no distribution
+        latents: Tensor = found.latents if exact else found.latent_dist.mean
         return self._scaled(latents).to(self.dtype)
 
     @abstractmethod

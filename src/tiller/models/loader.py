@@ -14,12 +14,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import huggingface_hub
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from tiller.core.errors import InvalidInput, TillerError
@@ -33,6 +31,9 @@ from tiller.models.quiet import quietly
 from tiller.models.schedulers import NAMES
 from tiller.models.sdxl import StableDiffusionXL
 from tiller.models.stable_diffusion import StableDiffusion
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 BUNDLED = {"emoji": Path(__file__).parent / "bundled" / "weights"}
 """Models that come with the package, by name."""
@@ -130,8 +131,8 @@ def load_model(
                 options["variant"] = variant
             kind = _kind(source, options["local_files_only"])
             defaults = _read_defaults(path) if folder else {}
-            with quietly() if folder else contextlib.nullcontext():  # a download shows its progress
-                pipeline = getattr(diffusers, kind).from_pretrained(
+            with quietly():
+                pipeline = _of(kind).from_pretrained(
                     source, use_safetensors=True, **options, **WITHOUT[FAMILIES[kind]]
                 )
     pipeline.to(_device(device))
@@ -162,6 +163,8 @@ def _from_object(
     scheduler: str | None,
     concepts: Sequence[Concept],
 ) -> FrozenModel:
+    from diffusers import DiffusionPipeline
+
     if not isinstance(pipeline, DiffusionPipeline):
         raise InvalidInput(
             "expected a model's name, folder, file or a diffusers pipeline object, "
@@ -224,13 +227,21 @@ def _single_file(
     if local_files_only:
         options = {**options, "local_files_only": True}
     try:
-        return getattr(diffusers, kind).from_single_file(str(path), **options)
+        with quietly():
+            return _of(kind).from_single_file(str(path), **options)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(
             f"cannot load the checkpoint {str(path)!r}: {_first_line(error)}. A single file holds "
             "no configuration: it comes from the hub, or from a folder with model_index.json (and "
             "the configs of its components) in which the file lies"
         ) from error
+
+
+def _of(kind: str) -> Any:
+    """diffusers' class of that name; the library is imported once a model is loaded."""
+    import diffusers
+
+    return getattr(diffusers, kind)
 
 
 def _kind(source: str, local_files_only: bool | None) -> str:

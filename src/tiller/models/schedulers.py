@@ -13,29 +13,19 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-)
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput
 from tiller.core.settings import meant
 
-CLASSES: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "lms": LMSDiscreteScheduler,
-    "euler": EulerDiscreteScheduler,
-    "pndm": PNDMScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-    "euler_a": EulerAncestralDiscreteScheduler,
-    "lcm": LCMScheduler,
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
 }
 NAMES = tuple(CLASSES)
 
@@ -48,8 +38,15 @@ _SCHEDULE = (
     "prediction_type",
 )
 
-DRAWING = (EulerAncestralDiscreteScheduler, LCMScheduler)
+DRAWING = ("euler_a", "lcm")
 """Those whose step draws its noise itself."""
+
+
+def class_of(name: str) -> Any:
+    """diffusers' class of a scheduler; the library is imported when the first is asked for."""
+    import diffusers
+
+    return getattr(diffusers, CLASSES[name])
 
 
 def name_of(scheduler: Any) -> str:
@@ -58,8 +55,9 @@ def name_of(scheduler: Any) -> str:
     Raises:
         InvalidInput: it is not supported.
     """
+    kind = type(scheduler)
     for name, cls in CLASSES.items():
-        if type(scheduler) is cls:
+        if kind.__name__ == cls and kind is class_of(name):
             return name
     raise InvalidInput(
         f"the scheduler {type(scheduler).__name__} is not supported, expected one of "
@@ -78,7 +76,7 @@ def named(template: Any, name: str) -> Any:
             f"unknown {name=} of a scheduler; expected one of {', '.join(NAMES)}."
             f"{_meant(str(name))}"
         )
-    cls = CLASSES[name]
+    cls = class_of(name)
     if type(template) is cls:
         made = copy.deepcopy(template)
     else:  # `from_config` leaves out what the template had by default, and defaults differ
@@ -108,16 +106,16 @@ def prepared(template: Any, name: str, steps: int) -> Any:
     try:
         scheduler.set_timesteps(steps, device="cpu")
         trial, x, t = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1), scheduler.timesteps[0]
-        known = {"generator": _known()} if isinstance(trial, DRAWING) else {}
+        known = {"generator": _known()} if name in DRAWING else {}
         trial.step(x, t, trial.scale_model_input(x, t), **known)
     except (ValueError, IndexError, NotImplementedError) as error:
         raise InvalidInput(
             f"scheduler {name!r} cannot sample this model in num_inference_steps={steps}: {error}"
         ) from error
-    if isinstance(scheduler, LMSDiscreteScheduler):
+    if name == "lms":
         # Numerical integrals over the fixed sigmas: the copies made for each run share them.
         scheduler.get_lms_coefficient = functools.cache(scheduler.get_lms_coefficient)
-    if isinstance(scheduler, DRAWING):
+    if name in DRAWING:
         scheduler.deviations = {float(t): _drawn(scheduler, t) for t in scheduler.timesteps}
     return scheduler
 
@@ -136,9 +134,10 @@ def noisy_steps(scheduler: Any, eta: float) -> tuple[int, ...]:
 
 def deviation(scheduler: Any, t: Tensor, *, eta: float) -> float:
     """The standard deviation of the noise that a prepared scheduler's step at timestep t adds."""
-    if isinstance(scheduler, DRAWING):
+    name = name_of(scheduler)
+    if name in DRAWING:
         return float(scheduler.deviations[float(t)])
-    if eta == 0 or not isinstance(scheduler, DDIMScheduler):
+    if eta == 0 or name != "ddim":
         return 0.0
     zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
 
@@ -156,7 +155,15 @@ def _drawn(scheduler: Any, t: Tensor) -> float:
     trial, zero = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
     model_input = trial.scale_model_input(zero, t)
     moved = trial.step(zero, t, model_input, generator=_known(), return_dict=False)[0]
-    return float(moved / randn_tensor(zero.shape, generator=_known()))
+    return float(moved / _normal(zero))
+
+
+def _normal(like: Tensor) -> Tensor:
+    """What a scheduler draws from `_known`."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    drawn: Tensor = randn_tensor(like.shape, _known(), device=like.device, dtype=like.dtype)
+    return drawn
 
 
 def _known() -> torch.Generator:
@@ -186,27 +193,23 @@ def step(
         noise: [n, C, h, w] standard normal, or None where the step has none.
     """
     extra: dict[str, Any] = {}
-    if isinstance(scheduler, DDIMScheduler):
+    name = name_of(scheduler)
+    if name == "ddim":
         extra = {"eta": eta}
         if eta > 0:
             # The step adds std * noise; where std is zero the noise is multiplied by zero.
             extra["variance_noise"] = torch.zeros_like(latents) if noise is None else noise
-    if isinstance(scheduler, DRAWING):
+    if name in DRAWING:
         extra = {"generator": _known()}
     out = scheduler.step(prediction, t, latents, return_dict=False, **extra)
     previous: Tensor = out[0]
-    if isinstance(scheduler, DRAWING) and scheduler.deviations[float(t)]:
-        drawn = randn_tensor(
-            prediction.shape, _known(), device=prediction.device, dtype=prediction.dtype
-        )
+    if name in DRAWING and scheduler.deviations[float(t)]:
+        drawn = _normal(prediction)
         change = -drawn if noise is None else noise - drawn
         previous = previous + scheduler.deviations[float(t)] * change
     if len(out) > 1:
         estimate: Tensor = out[1]
-    elif (
-        isinstance(scheduler, DPMSolverMultistepScheduler)
-        and scheduler.config.algorithm_type == "dpmsolver++"
-    ):
+    elif name == "dpmsolver++" and scheduler.config.algorithm_type == "dpmsolver++":
         estimate = scheduler.model_outputs[-1]
     else:
         estimate = closed_form(scheduler, prediction, t, model_input)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tiller.core.errors import InvalidInput, TillerNotice
+from tiller.models.quiet import quietly
 from tiller.rewards._preprocess import Preprocess
 
 EMOJI = "emoji"  # the bundled CLIP that rewards optimize
@@ -118,9 +119,10 @@ def _pretrained(source: str) -> tuple[Any, Any, Preprocess]:
         config = AutoConfig.from_pretrained(source)
         if config.model_type != "clip":
             raise ValueError(f"its model_type is {config.model_type!r}, not 'clip'")
-        model, info = CLIPModel.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True
-        )
+        with quietly():
+            model, info = CLIPModel.from_pretrained(
+                source, config=config, use_safetensors=True, output_loading_info=True
+            )
         if info["missing_keys"]:
             raise ValueError(f"weights are missing: {', '.join(sorted(info['missing_keys'])[:3])}")
         tokenizer = CLIPTokenizer.from_pretrained(source)

@@ -82,6 +82,19 @@ def make_reward(
     return found
 
 
+def check_names(*specs: RewardSpec | Sequence[RewardSpec] | None) -> None:
+    """Refuse a typing error in a reward's name or settings, before anything is loaded for it.
+
+    Raises:
+        InvalidInput: as `make_reward`, for what is no file and no function.
+    """
+    for spec in specs:
+        several = isinstance(spec, Sequence) and not isinstance(spec, str)
+        for one in spec if several else (spec,):  # type: ignore[union-attr]
+            if isinstance(one, str) and not _FILE.fullmatch(one.strip()):
+                _from_name(one.strip())
+
+
 @torch.no_grad()
 def _try(reward: RewardSum, context: _Context) -> None:
     """Score the probe's pictures with every part that was not probed as it was made."""
