@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": {"core", "models", "spaces", "rewards", "solvers", "words", "llm"},
     "words": {"core"},
     "llm": {"core"},
-    "runs": {"core"},
+    "runs": {"core", "models.schedulers"},
     "executors": {"core"},
     "affixes": {
         "core",

@@ -7,7 +7,8 @@ from pathlib import Path
 from tiller.core.errors import InvalidInput
 from tiller.methods._affix_files import read_affix
 from tiller.models.loader import BUNDLED
-from tiller.runs.export import PIPELINES, SCHEDULERS
+from tiller.models.schedulers import CLASSES
+from tiller.runs.export import PIPELINES
 from tiller.runs.files import explained, write_atomically
 from tiller.runs.templating import rendered
 
@@ -46,7 +47,7 @@ def export_affix(file: str | Path, to: str, folder: str | Path | None = None) ->
         model=str(BUNDLED.get(source, source)),
         pipeline=PIPELINES.get(str(about.get("pipeline")), "DiffusionPipeline"),
         dtype=str(about.get("dtype") or "float32"),
-        scheduler=SCHEDULERS.get(str(sampler.get("scheduler"))),
+        scheduler=CLASSES.get(str(sampler.get("scheduler"))),
         steps=sampler.get("num_inference_steps"),
         guidance=sampler.get("guidance_scale"),
         file=Path(file).name,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
+from tiller.models.schedulers import CLASSES
 from tiller.runs.affix_report import AFFIX
 from tiller.runs.concept_report import CONCEPT
 from tiller.runs.files import explained, write_atomically
@@ -25,15 +26,6 @@ from tiller.runs.templating import rendered
 FORMATS = ("png", "prompt", "python", "diffusers")
 _ELSEWHERE = ("diffusers", "a1111", "comfyui")
 _WEIGHTS = "unet."  # what the names of trained tensors in best.safetensors begin with
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "lcm": "LCMScheduler",
-}
 _STEPWISE = ("ddim", "euler_a", "lcm")  # those that can add a noise at each step
 _SD, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 PIPELINES = {_SD: _SD, "LatentConsistencyModelPipeline": _SD, _XL: _XL}  # -> what redraws it
@@ -258,9 +250,9 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
     """
     stepwise = slots.get("noise", 1) > 1
     name = str(settings.get("scheduler") or "ddim")
-    if name not in SCHEDULERS or (stepwise and name not in _STEPWISE):
+    if name not in CLASSES or (stepwise and name not in _STEPWISE):
         raise RunError(
-            f"a script can redraw runs of {', '.join(SCHEDULERS)}, and with a noise at each step "
+            f"a script can redraw runs of {', '.join(CLASSES)}, and with a noise at each step "
             f"of {', '.join(_STEPWISE)}; this run has {name!r}. Export it to png or prompt"
         )
     of = str(settings.get("pipeline") or _SD)
@@ -275,7 +267,7 @@ def redraw_script(settings: dict[str, Any], slots: dict[str, int]) -> str:
     single = str(model).endswith((".safetensors", ".ckpt"))
     return rendered(
         "redraw.py.j2",
-        scheduler=SCHEDULERS[name],
+        scheduler=CLASSES[name],
         stepwise=stepwise,
         drawing=name != "ddim",
         pipeline=PIPELINES[of],
