@@ -39,7 +39,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runs",
         "learning",
     },
-    "concepts": {"core", "models", "spaces", "rewards", "solvers", "runs", "learning"},
+    "concepts": {
+        "core",
+        "models",
+        "spaces",
+        "rewards",
+        "solvers",
+        "runs",
+        "learning",
+        "words.inflection",
+    },
     "tasks": {"core", "models.base", "rewards", "runs", "executors"},
     "automl": {"core", "solvers", "runs", "executors", "llm"},
     # Suites and fakes of a layer, and nothing above it.

@@ -37,8 +37,10 @@ from tiller.runs.record import read_run
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
 # Few steps on many trials: at equal forwards as good as many on few, and quicker on a GPU.
 TI: dict[str, Any] = {"method": "ti", "draws": 32, "lr": 0.02, "check_every": 20}
-# In the order in which they are made; those after the first have the first seed alone.
+# In the order in which they are made; those after the first two have the first seed alone. All but
+# the default have one token, unless they say otherwise.
 VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {"tokens": None},
     "pca": {},
     "denoising": {"loss": "denoising"},
     "ti": TI,
@@ -55,10 +57,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "d=128": {"d": 128},
     "denoising, near": {"loss": "denoising", "init": "best", "d": 16, "stretch": 0.5},
     "ti, no init": TI | {"init": "random"},
-    "d=16": {},  # the default; the same cell as pca
+    "d=16": {},  # the same cell as pca
 }
 WORD = "word"  # the variant that learns nothing
-MANY = (WORD, "pca")  # the variants that have all seeds
+MANY = (WORD, "default", "pca")  # the variants that have all seeds
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class Cells:
 
     def method(self, variant: str) -> tuple[str, dict[str, Any]]:
         """The variant's method and settings."""
-        settings = {"preview_every": 0, "patience": 0} | VARIANTS[variant] | self.common
+        common = {"preview_every": 0, "patience": 0, "tokens": 1}
+        settings = common | VARIANTS[variant] | self.common
         return settings.pop("method", "gfti"), settings
 
     def _made(self, made: Made, variant: str, seed: int) -> Cell:

@@ -88,6 +88,13 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
         return difference(grid[a], grid[b], lambda cell: float(getattr(cell, what)))
 
     return {
+        "the default reconstructs better than the best plain word": more(
+            "default", WORD, "reconstruction"
+        ),
+        "the default edits as the best plain word does": more("default", WORD, "editability"),
+        "a phrase's three tokens reconstruct better than a word's one": more(
+            "default", "pca", "reconstruction"
+        ),
         "pca reconstructs better than the best plain word": more("pca", WORD, "reconstruction"),
         "pca edits as the best plain word does": more("pca", WORD, "editability"),
         "the drawn loss reconstructs better than the denoising loss": more(

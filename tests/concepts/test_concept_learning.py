@@ -283,7 +283,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     refused("stretch must be positive and finite, got 0.0", stretch=0.0)
     refused("projection must be one of", projection="svd")
     refused("a word has at most 64 tokens, got 65", tokens=65)
-    refused("init='x y' names 2 words to begin with, .* or --set tokens=2", init="x y")
+    refused("init='x y' names 2 words to begin with, .* or --set tokens=2", init="x y", tokens=1)
     refused("draws must be at least 1", draws=0)
     refused("temperature must be positive", temperature=0.0)
     refused("patience must be at least 0", patience=-1)

@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tiller.concepts.initialize import at_random, attended, embed_sentences, of_words, similarities
+from tiller.concepts.initialize import (
+    at_random,
+    attended,
+    embed_sentences,
+    nearest_phrases,
+    of_words,
+    similarities,
+)
 from tiller.concepts.learn import _start
 from tiller.concepts.pictures import load_pictures
 from tiller.concepts.ti import Ti
@@ -70,6 +77,21 @@ def test_pictures_and_words_meet_in_the_clip(clip: str) -> None:
     assert torch.allclose(similarity, wanted, atol=1e-5)
     assert near[0] == words.names[int(wanted.mean(0).argmax())]
     assert len(near) == 3
+
+
+@pytest.mark.parametrize("thing", [True, False])
+def test_a_beam_that_holds_all_words_finds_the_nearest_phrases(clip: str, thing: bool) -> None:
+    tower = tower_for(clip, torch.zeros(1, 3, 16, 16))
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    pool = ["red", "cat", "owl", "to"]  # the last is the sentence's
+    words = 3 if thing else 2
+    found = nearest_phrases(tower, pictures, pool, "to {}", words, thing=thing)
+    pairs = [f"{x} {y}" for x in pool[:3] for y in pool[:3]]
+    written = [f"{'an' if p[0] == 'o' else 'a'} {p}" for p in pairs] if thing else pairs
+    said = tower.embed_texts([f"to {phrase}" for phrase in written])
+    near = (tower.embed_images(pictures) @ said.T).mean(0).tolist()
+    assert sorted(found) == sorted(written)
+    assert near[written.index(found[0])] == pytest.approx(max(near), abs=1e-5)
 
 
 def test_the_bundled_model_begins_among_the_words_of_its_captions() -> None:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from tiller.concepts.drawn import DrawnLoss
 from tiller.concepts.gfti import Gfti
-from tiller.concepts.initialize import lowest
+from tiller.concepts.initialize import SKETCHED, lowest, of_words, promising
 from tiller.concepts.learn import learn_concept, resume_concept
 from tiller.concepts.objective import Sampling
 from tiller.concepts.ti import Ti
-from tiller.concepts.vocabulary import words_of
 from tiller.core.budget import metered
 from tiller.core.errors import InvalidInput
 from tiller.core.evaluation import Autograd, evaluate
@@ -125,12 +124,12 @@ def test_the_start_is_the_word_of_the_lowest_loss(
     pixels = torch.ones(2, 3, 64, 64)
     pixels[:, 1:, 16:48, 16:48] = 0.1
     loss = DrawnLoss(emoji, tower, pixels, SENTENCES, Sampling(draws=4, templates=2), steps=2)
-    words = words_of(emoji)
-    names = ["elephant", "red", "whale"]
-    mixed = [table[words.names.index("snake")][None] for table in words.tables]
-    start, word = lowest(loss, mixed, words, names, 0)
-    assert word == "red"
-    assert torch.equal(start[0], words.tables[0][words.names.index("red")][None])
+    names = ["snake", "elephant", "red", "whale"]
+    assert lowest(loss, [of_words(emoji, name, 1) for name in names], 0) == names.index("red")
+    phrases = ["a black elephant", "a red apple", "a blue whale"]
+    starts = [of_words(emoji, phrase, 3) for phrase in phrases]
+    assert lowest(loss, starts, 0) == promising(loss, starts, 0)[0] == 1
+    assert len(promising(loss, starts * 4, 0)) == SKETCHED
 
 
 def test_fields_left_open_are_settled_by_the_model_and_the_loss(
@@ -144,6 +143,9 @@ def test_fields_left_open_are_settled_by_the_model_and_the_loss(
     assert Gfti(d=7, loss="denoising").settled(emoji).d == 7
     assert Ti().settled(emoji).loss == "denoising"
     assert own.settled(emoji) == own
+    assert (own.tokens, papers.tokens, Ti().settled(emoji).tokens) == (3, 1, 1)
+    assert [Gfti(init=i).settled(emoji).tokens for i in ("red", "a red apple", "clip")] == [1, 3, 1]
+    assert Gfti(tokens=1).settled(emoji).tokens == 1
     with pytest.raises(InvalidInput, match="loss must be one of auto, drawn, denoising"):
         Gfti(loss="perceptual")
 

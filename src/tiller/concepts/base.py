@@ -17,6 +17,8 @@ from tiller.models.base import FrozenModel
 from tiller.models.concepts import MOST_VECTORS
 from tiller.spaces.concept import ConceptSpace
 
+STARTS = ("clip", "best", "random")  # everything else is words of the user's
+LONGEST = 3  # words of a phrase that a search may begin at
 AUTO, DRAWN, DENOISING = LOSSES = ("auto", "drawn", "denoising")
 # What a field that is None stands for, by loss: a drawing says more than a trial, and costs more.
 OPEN: dict[str, dict[str, Any]] = {
@@ -36,11 +38,13 @@ class ConceptMethod(ABC):
             CLIP), or auto: drawn for the bundled model, where the other was measured to fail.
         sketch_steps: of the sampler for a drawing that the drawn loss searches with; all of them
             if it has fewer. What chooses, at the start and at each look, takes all of them.
-        tokens: pseudo-words, 1 to 3 as a rule (the paper, section 4.3: one edits best).
+        tokens: pseudo-words, 1 to 3 as a rule; None for 3 of the drawn loss from the best start,
+            as many as `init` has words of the user's, and else 1 (the paper, section 4.3: one edits
+            best).
         init: where the search begins: clip (the paper's cross-attention over the vocabulary), best
-            (that, or one of the nearest words, whichever has the lowest loss; ours), random (a word
-            drawn from the vocabulary), auto (best of the drawn loss, clip of the other), or words
-            of the user's, such as duck.
+            (that, or one of the nearest words, with several tokens phrases of as many words,
+            whichever has the lowest loss; ours), random (a word drawn from the vocabulary), auto
+            (best of the drawn loss, clip of the other), or words of the user's, such as duck.
         temperature: of the attention's softmax (CLIP's own scale; the paper prints none).
         clip: of the start and of the drawn loss: auto, emoji, or the hub id or folder of a
             CLIPModel.
@@ -62,7 +66,7 @@ class ConceptMethod(ABC):
 
     loss: str = AUTO
     sketch_steps: int = 8
-    tokens: int = 1
+    tokens: int | None = None
     init: str = AUTO
     temperature: float = 100.0
     clip: str = "auto"
@@ -93,7 +97,7 @@ class ConceptMethod(ABC):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InvalidInput(f"{name} must be at least 0, got {value}")
-        if self.tokens > MOST_VECTORS:
+        if self.vectors > MOST_VECTORS:
             raise InvalidInput(f"a word has at most {MOST_VECTORS} tokens, got {self.tokens}")
         if not 0 < self.temperature < float("inf"):
             raise InvalidInput(f"temperature must be positive and finite, got {self.temperature}")
@@ -123,8 +127,17 @@ class ConceptMethod(ABC):
                 "flip, t_low and t_high belong to loss=denoising, and this model's loss is drawn; "
                 f"got {given}: leave them out, or set loss=denoising"
             )
+        tokens = self.tokens
+        if tokens is None:
+            named = 1 if init in STARTS else max(1, len(init.split()))
+            tokens = LONGEST if (loss, init) == (DRAWN, "best") else named
         left = {k: v for k, v in self.open[loss].items() if getattr(self, k) is None}
-        return replace(self, loss=loss, init=init, **left)
+        return replace(self, loss=loss, init=init, tokens=tokens, **left)
+
+    @property
+    def vectors(self) -> int:
+        """How many tokens, 1 while that is open."""
+        return 1 if self.tokens is None else self.tokens
 
     def sampling(self) -> Sampling:
         """What a round's losses are taken over."""

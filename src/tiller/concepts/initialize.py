@@ -19,10 +19,14 @@ from tiller.core.errors import InvalidInput
 from tiller.core.rng import Draw
 from tiller.models.base import FrozenModel
 from tiller.rewards._tower import EMOJI, Tower, tower_for
+from tiller.spaces.concept import Vectors
+from tiller.words.inflection import article
 
 NEAREST, TRIALS = 12, 4  # words that may be the start, and trials of a round
+PHRASES, SKETCHED = 24, 8  # those that sketches are made of, and those that go on as words do
+POOL, BEAM = 256, 32  # words that phrases are made of, and phrases that are made longer
 HALVINGS = (1, 1, 2)  # rounds before the better half goes on
-_FIRST_ROUND = -8  # no search has it, and the watch has the last two before 0
+_FIRST_ROUND, _SKETCHES = -8, -9  # no search has them, and the watch has the last two before 0
 BATCH = 256  # sentences that go through the CLIP at once
 CLIP_OF_WIDTH = {
     768: "openai/clip-vit-large-patch14",
@@ -95,6 +99,43 @@ def similarities(
 
 
 @torch.no_grad()
+def nearest_phrases(
+    tower: Tower, pictures: Tensor, pool: Sequence[str], sentence: str, words: int, *, thing: bool
+) -> list[str]:
+    """Phrases of so many words whose `sentence` is near to pictures [N, 3, H, W].
+
+    A beam search by the CLIP: the nearest words are made longer at either end, and the nearest of
+    what comes of that again. A phrase says what no word of the vocabulary does ("a pink dog", for a
+    unicorn).
+
+    Args:
+        tower: the CLIP.
+        pictures: what is to be named.
+        pool: the words, those of the sentence itself left out.
+        sentence: with a `{}`.
+        words: of a phrase, its article included.
+        thing: it begins with an article, as nouns do in captions.
+    """
+    seen = tower.embed_images(pictures.to(tower.model.device))
+    said_already = {"a", "an", "the", *sentence.split()}
+    pool = [name for name in pool if name not in said_already] or list(pool)
+
+    def written(phrase: str) -> str:
+        return f"{article(phrase)} {phrase}" if thing else phrase
+
+    def nearest(phrases: Sequence[str]) -> list[str]:
+        said = embed_sentences(tower, [sentence.replace("{}", written(p)) for p in phrases])
+        near = (seen @ said.T).mean(0).topk(min(BEAM, len(phrases))).indices.tolist()
+        return [phrases[i] for i in near]
+
+    found = nearest(pool)
+    for _ in range(words - 1 - thing):
+        pairs = [pair for one in found for other in pool for pair in ((one, other), (other, one))]
+        found = nearest(list(dict.fromkeys(" ".join(pair) for pair in pairs)))
+    return [written(phrase) for phrase in found[:PHRASES]]
+
+
+@torch.no_grad()
 def embed_sentences(tower: Tower, sentences: Sequence[str]) -> Tensor:
     """Unit vectors [n, D] of many sentences, in batches of equal length."""
     ids = tower.tokenizer(list(sentences), truncation=True, max_length=tower.limit).input_ids
@@ -133,32 +174,33 @@ def of_words(model: FrozenModel, phrases: str, tokens: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def lowest(
-    loss: ConceptLoss, mixed: list[Tensor], words: Words, names: Sequence[str], seed: int
-) -> tuple[list[Tensor], str | None]:
-    """The start of the lowest loss: `mixed`, k times [D_e], or one of the words called `names`.
+def promising(loss: ConceptLoss, starts: Sequence[list[Tensor]], seed: int) -> list[int]:
+    """Which of the starts, k times [D_e] each, have the lowest `loss`, of sketches, in order."""
+    tried = loss.render(_together(starts), Draw(seed, _SKETCHES)).mean(dim=1)
+    return tried.argsort(stable=True)[:SKETCHED].tolist()
+
+
+@torch.no_grad()
+def lowest(loss: ConceptLoss, starts: Sequence[list[Tensor]], seed: int) -> int:
+    """Which of the starts, e0 [k, D_e] for each text encoder, has the lowest loss.
 
     Successive halving: all are tried, the better half once more, and the better half of these
     twice. A search stays near its start, so a wrong one is not made good.
-
-    Returns:
-        e0 [k, D_e] for each text encoder, and the word; None for `mixed`.
     """
-    tokens = len(mixed[0])
-    at = [words.names.index(name) for name in names]
-    x = tuple(
-        torch.cat([own[None], table[at][:, None].expand(-1, tokens, -1)])
-        for own, table in zip(mixed, words.tables, strict=True)
-    )
-    total, left = torch.zeros(len(x[0])), torch.arange(len(x[0]))
+    x = _together(starts)
+    total, left = torch.zeros(len(starts)), torch.arange(len(starts))
     rounds = itertools.count(_FIRST_ROUND)
     for times in HALVINGS:
         tried = tuple(vectors[left.to(vectors.device)] for vectors in x)
         for round_ in itertools.islice(rounds, times):
             total[left] += loss.render(tried, Draw(seed, round_)).mean(dim=1).cpu()
         left = left[total[left].argsort(stable=True)][: max(1, len(left) // 2)]
-    best = int(left[0])
-    return [vectors[best].clone() for vectors in x], names[best - 1] if best else None
+    return int(left[0])
+
+
+def _together(starts: Sequence[list[Tensor]]) -> Vectors:
+    """[n, k, D_e] for each text encoder."""
+    return tuple(torch.stack(column) for column in zip(*starts, strict=True))
 
 
 def at_random(words: Words, tokens: int, generator: torch.Generator) -> list[Tensor]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiller.concepts import initialize, templates
-from tiller.concepts.base import DENOISING, ConceptMethod
+from tiller.concepts.base import DENOISING, LONGEST, ConceptMethod
 from tiller.concepts.drawing import check_seeds
 from tiller.concepts.files import check_small, notice_inside
 from tiller.concepts.grounds import place_of
@@ -130,7 +130,7 @@ def learn_concept(
     chosen = chosen.settled(loaded)
     _check_budget(limits, chosen)
     check_new(token, loaded.tokenizers)
-    check_small(token, chosen.tokens)
+    check_small(token, chosen.vectors)
     size = (loaded.defaults.height, loaded.defaults.width)
     found = pictures if isinstance(pictures, Pictures) else load_pictures(pictures, size)
     sizes = {item.image.size for item in found.items} - {size[::-1]}
@@ -224,7 +224,7 @@ def resume_concept(
     images = [store.load_image(f"input-{i:02d}")[0] for i in names]
     latents = _latents(loaded, chosen, images)
     places = [one.get("place", "") for one in spec["pictures"]]  # runs before them have none
-    said = _sentences(loaded, spec["subject"], chosen.tokens, places)
+    said = _sentences(loaded, spec["subject"], chosen.vectors, places)
     pixels = torch.stack([to_tensor(image) for image in images])
     material = Material.load(store.path / SPACE, pixels, latents, said, places)
     with store:
@@ -272,13 +272,16 @@ def _material(
     images = [item.image for item in pictures.items]
     places = tuple(place_of(to_tensor(image)) if method.ground else "" for image in images)
     try:
-        said = _sentences(model, subject, method.tokens, places)
+        said = _sentences(model, subject, method.vectors, places)
     except InvalidInput:  # a text encoder of few places
         places = ("",) * len(images)
-        said = _sentences(model, subject, method.tokens, places)
+        said = _sentences(model, subject, method.vectors, places)
     words = words_of(model)
     start, began = _start(model, method, pictures, words, said[0], seed)
     latents = _latents(model, method, images)
+
+    def named_start(name: str) -> list[Tensor]:
+        return initialize.of_words(model, name, method.vectors)
 
     def beginning_at(start: list[Tensor]) -> Material:
         space, z = method.space(start, words, seed)
@@ -288,9 +291,18 @@ def _material(
     if method.init != "best":
         return material, began
     trials = Sampling(initialize.TRIALS, initialize.TRIALS)
-    loss = material.loss(model, method, trials, whole=True)
-    start, word = initialize.lowest(loss, start, words, began, seed)
-    return beginning_at(start), began[:5] if word is None else [word]
+    named = began[: initialize.NEAREST]
+    if method.vectors > 1:
+        tower, thing = initialize.clip_of(model, method.clip), subject == "object"
+        length = min(method.vectors, LONGEST)
+        pixels = pictures.tensor()
+        phrases = initialize.nearest_phrases(tower, pixels, began, said[0], length, thing=thing)
+        starts = [named_start(phrase) for phrase in phrases]
+        sketches = material.loss(model, method, trials)
+        named = [phrases[i] for i in initialize.promising(sketches, starts, seed)]
+    starts = [start, *map(named_start, named)]
+    best = initialize.lowest(material.loss(model, method, trials, whole=True), starts, seed)
+    return beginning_at(starts[best]), [named[best - 1]] if best else began[:5]
 
 
 def _sentences(
@@ -329,20 +341,20 @@ def _start(
 ) -> tuple[list[Tensor], list[str]]:
     """e0 [k, D_e] for each text encoder, and the words that it is near."""
     if method.init == "random":
-        return initialize.at_random(words, method.tokens, keyed_generator(seed, "start")), []
+        return initialize.at_random(words, method.vectors, keyed_generator(seed, "start")), []
     if method.init not in ("clip", "best"):
         notice_untaught(model, [method.init])
-        return initialize.of_words(model, method.init, method.tokens), method.init.split()
+        return initialize.of_words(model, method.init, method.vectors), method.init.split()
     try:
         tower = initialize.clip_of(model, method.clip)
     except InvalidInput as error:
         raise InvalidInput(
             f"{error}. Or begin at a word that you choose: --init duck (init='duck')"
         ) from error
-    most = initialize.NEAREST if method.init == "best" else 5
+    most = initialize.POOL if method.init == "best" else 5
     similarity, near = initialize.similarities(tower, pictures.tensor(), words, sentence, most)
     mixed = initialize.attended(similarity, words.tables, method.temperature)
-    return [e.expand(method.tokens, -1).clone() for e in mixed], near
+    return [e.expand(method.vectors, -1).clone() for e in mixed], near
 
 
 def _latents(model: FrozenModel, method: ConceptMethod, images: Sequence[Image.Image]) -> Tensor:
