@@ -154,7 +154,10 @@ class Measuring:
         return [text for n in names for text in (n, f"{article(n)} {n}")]
 
     def key(self, phrase: str, images: int) -> str:
-        """What a line is kept under: all that it depends on."""
+        """What a line is kept under: all that it depends on but for gfti's defaults.
+
+        Where these change, the lines of what was learned have to be taken out of the file.
+        """
         calls = self.options.calls if phrase == TOKEN else 0
         values = (self.made.name, self.seed, phrase, images, calls)
         return json.dumps(dict(zip(KEY, values, strict=True)))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tiller.concepts import initialize
 from tiller.concepts.drawn import DrawnLoss
 from tiller.concepts.gfti import Gfti
 from tiller.concepts.initialize import SKETCHED, lowest, of_words, promising
@@ -22,6 +23,7 @@ from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import Draw
 from tiller.models import FrozenModel, load_model
 from tiller.rewards._tower import Tower, tower_for
+from tiller.runs.record import read_run
 from tiller.spaces.concept import ConceptSpace
 
 SENTENCES = ("a picture of {}", "{}")
@@ -132,6 +134,35 @@ def test_the_start_is_the_word_of_the_lowest_loss(
     assert len(promising(loss, starts * 4, 0)) == SKETCHED
 
 
+def boxes() -> list[Image.Image]:
+    """A red box on three grounds."""
+    photos = [Image.new("RGB", (64, 64), ground) for ground in ("white", "yellow", "blue")]
+    for photo in photos:
+        photo.paste((220, 40, 40), (20, 16, 48, 44))
+    return photos
+
+
+@pytest.mark.parametrize(("subject", "article"), [("object", True), ("style", False)])
+def test_a_search_begins_at_a_phrase_of_as_many_words_as_it_has_vectors(
+    emoji: FrozenModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    subject: str,
+    article: bool,
+) -> None:
+    few = {"TRIALS": 1, "HALVINGS": (1,), "POOL": 12, "BEAM": 3, "PHRASES": 3, "SKETCHED": 2}
+    for name, value in few.items():
+        monkeypatch.setattr(initialize, name, value)
+    monkeypatch.setattr(initialize, "lowest", lambda *_: 1)  # the first after CLIP's mix
+    settings = {"popsize": 3, "draws": 1, "sketch_steps": 1, "held_out_draws": 1}
+    found = learn_concept(
+        emoji, boxes(), "<box>", subject=subject, budget="steps=1", out=tmp_path, **settings
+    )
+    (began,) = read_run(found.run_dir).spec["init"]
+    assert len(began.split()) == len(found.concept.vectors[0]) == 3
+    assert (began.split()[0] in ("a", "an")) == article
+
+
 def test_fields_left_open_are_settled_by_the_model_and_the_loss(
     emoji: FrozenModel, model: FrozenModel
 ) -> None:
@@ -160,11 +191,7 @@ def test_fields_that_the_drawn_loss_does_not_read_are_refused(
 
 
 def test_a_run_of_the_bundled_model_goes_on_bit_for_bit(emoji: FrozenModel, tmp_path: Path) -> None:
-    photos = []
-    for ground in ("white", "yellow", "blue"):
-        photo = Image.new("RGB", (64, 64), ground)
-        photo.paste((220, 40, 40), (20, 16, 48, 44))
-        photos.append(photo)
+    photos = boxes()
     settings = {"popsize": 3, "draws": 1, "sketch_steps": 1, "held_out_draws": 2, "check_every": 1}
     common = settings | {"preview_every": 0, "init": "red"}
 

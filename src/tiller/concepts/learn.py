@@ -291,18 +291,20 @@ def _material(
     if method.init != "best":
         return material, began
     trials = Sampling(initialize.TRIALS, initialize.TRIALS)
-    named = began[: initialize.NEAREST]
+    named = {name: named_start(name) for name in began[: initialize.NEAREST]}
     if method.vectors > 1:
         tower, thing = initialize.clip_of(model, method.clip), subject == "object"
-        length = min(method.vectors, LONGEST)
-        pixels = pictures.tensor()
+        length, pixels = min(method.vectors, LONGEST), pictures.tensor()
         phrases = initialize.nearest_phrases(tower, pixels, began, said[0], length, thing=thing)
         starts = [named_start(phrase) for phrase in phrases]
         sketches = material.loss(model, method, trials)
-        named = [phrases[i] for i in initialize.promising(sketches, starts, seed)]
-    starts = [start, *map(named_start, named)]
-    best = initialize.lowest(material.loss(model, method, trials, whole=True), starts, seed)
-    return beginning_at(starts[best]), [named[best - 1]] if best else began[:5]
+        named = {phrases[i]: starts[i] for i in initialize.promising(sketches, starts, seed)}
+    whole = material.loss(model, method, trials, whole=True)
+    best = initialize.lowest(whole, [start, *named.values()], seed)
+    if best == 0:
+        return material, began[:5]
+    name = list(named)[best - 1]
+    return beginning_at(named[name]), [name]
 
 
 def _sentences(
