@@ -3,14 +3,15 @@
     python benchmarks/concepts/words.py [--seeds 0 1 2] [--images 16] [--rows FOLDER] [--json]
 
 The plain words are the one that was chosen by eye and the twelve that the first CLIP finds nearest,
-each with and without its article. Two of them are compared with: the one whose drawings the first
-CLIP finds nearest, which is what one can choose by without having learned anything, as the search
-does; and the one whose drawings the held-out CLIP finds nearest, which is the judge's own choice.
+each with and without its article. Three of them are compared with, each chosen by the mean of all
+seeds: the one whose drawings the first CLIP finds nearest, which is what one can choose by without
+having learned anything, as the search does; the one whose drawings the held-out CLIP finds nearest,
+which is the judge's own choice; and the judge's own among words alone, which have no article.
 The judge is the held-out CLIP, in two ways: the paper's reconstruction, and drawings that are asked
 for the ground of one given picture and compared with that (`placed` of `tiller concept evaluate`).
-All phrases are drawn once on each ground; those that either CLIP has among its first four are drawn
-in full. `--rows` keeps a line of each phrase as it is measured, a file for each seed, so that
-several processes may do some seeds each; what is there is not made again.
+All phrases are drawn once on each ground; the first four of each choice are drawn in full.
+`--rows` keeps a line of each phrase as it is measured, a file for each seed, and what is there is
+not made again: several processes may do some seeds each before one asks for all.
 """
 
 from __future__ import annotations
@@ -42,9 +43,15 @@ from tiller.words.inflection import article
 
 TOKEN = "<new>"  # no word of any model
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
-FINALISTS = 4  # of each CLIP, phrases that are drawn in full
+FINALISTS = 4  # of each choice, phrases that are drawn in full
 JUDGE = EMOJI_HELD_OUT
-CHOSEN = {"the first CLIP's word": EMOJI, "the judge's word": JUDGE}
+TOWERS = (EMOJI, JUDGE)
+# By which CLIP, and whether a phrase may have an article.
+CHOICES = {
+    "the first CLIP's phrase": (EMOJI, True),
+    "the judge's phrase": (JUDGE, True),
+    "the judge's word": (JUDGE, False),
+}
 KEY = ("concept", "seed", "phrase", "images", "calls")
 MEASURES = ("reconstruction", "placed")
 
@@ -61,14 +68,11 @@ def main() -> None:
     options = parser.parse_args()
     model = tiller.load_model("emoji")
     lines = [
-        line
-        for seed in options.seeds
-        for made in CONCEPTS[: options.concepts]
-        for line in Measuring(model, made, seed, options).lines()
+        line for made in CONCEPTS[: options.concepts] for line in all_lines(model, made, options)
     ]
     names = [made.name for made in CONCEPTS[: options.concepts]]
     table = {measure: {name: row(lines, name, measure) for name in names} for measure in MEASURES}
-    gaps = {f"{m}, less {by}": gap(found, by) for m, found in table.items() for by in CHOSEN}
+    gaps = {f"{m}, less {by}": gap(found, by) for m, found in table.items() for by in CHOICES}
     if options.json:
         about = {
             "date": datetime.now(UTC).date().isoformat(),
@@ -81,7 +85,7 @@ def main() -> None:
     for measure, found in table.items():
         print(measure)
         for name, own in found.items():
-            means = {k: sum(own[k]) / len(own[k]) for k in (*CHOSEN, "learned")}
+            means = {k: sum(own[k]) / len(own[k]) for k in (*CHOICES, "learned")}
             print(f"  {name:<20}" + "  ".join(f"{k} {v:.3f}" for k, v in means.items()))
             print(f"  {'':<20}{own['phrases']}")
     for text, difference in gaps.items():
@@ -89,27 +93,56 @@ def main() -> None:
 
 
 def gap(found: dict[str, dict[str, Any]], by: str) -> Estimated:
-    """What was learned less the word that was chosen so, concept by concept and seed by seed."""
+    """What was learned less the phrase that was chosen so, concept by concept and seed by seed."""
     pairs = [
-        (learned - word, name)
+        (learned - phrase, name)
         for name, own in found.items()
-        for learned, word in zip(own["learned"], own[by], strict=True)
+        for learned, phrase in zip(own["learned"], own[by], strict=True)
     ]
     return estimated([gain for gain, _ in pairs], groups=[name for _, name in pairs])
 
 
+def all_lines(model: FrozenModel, made: Made, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of one concept, what each seed draws in full: the learned word and the finalists."""
+    seeds = [Measuring(model, made, seed, options) for seed in options.seeds]
+    few = {p: mean_of([one.measured(p, 1)["placed"] for one in seeds]) for p in seeds[0].phrases()}
+    finalists = [phrase for by in CHOICES for phrase in ranked(few, by)[:FINALISTS]]
+    asked = dict.fromkeys([TOKEN, *finalists])
+    return [one.measured(phrase, options.images) for one in seeds for phrase in asked]
+
+
+def mean_of(seen: list[dict[str, float]]) -> dict[str, float]:
+    """By each CLIP, the mean of what it says of several seeds."""
+    return {tower: sum(one[tower] for one in seen) / len(seen) for tower in TOWERS}
+
+
+def ranked(seen: dict[str, dict[str, float]], by: str) -> list[str]:
+    """The phrases among which that choice is made, the nearest first."""
+    tower, articles = CHOICES[by]
+    allowed = [phrase for phrase in seen if articles or not has_article(phrase)]
+    return sorted(allowed, key=lambda phrase: -seen[phrase][tower])
+
+
+def has_article(phrase: str) -> bool:
+    """Whether it is a word behind its article."""
+    first, _, rest = phrase.partition(" ")
+    return bool(rest) and first == article(rest)
+
+
 def row(lines: list[dict[str, Any]], name: str, measure: str) -> dict[str, Any]:
-    """By the judge, of each seed in turn: what was learned, and the two words that are chosen."""
-    own = [line for line in lines if line["concept"] == name]
-    found: dict[str, Any] = {"learned": [], **{by: [] for by in CHOSEN}, "phrases": []}
-    for seed in dict.fromkeys(line["seed"] for line in own):
-        seen = {line["phrase"]: line[measure] for line in own if line["seed"] == seed}
-        found["learned"].append(seen.pop(TOKEN)[JUDGE])
-        for by, tower in CHOSEN.items():
-            best = max(seen, key=lambda phrase, tower=tower: seen[phrase][tower])
-            found[by].append(seen[best][JUDGE])
-            found["phrases"].append(best)
-    return found
+    """By the judge, of each seed in turn: what was learned, and the phrases that are chosen."""
+    seeds: dict[str, list[dict[str, float]]] = {}
+    for line in lines:
+        if line["concept"] == name:
+            seeds.setdefault(line["phrase"], []).append(line[measure])
+    learned = seeds.pop(TOKEN)
+    means = {phrase: mean_of(seen) for phrase, seen in seeds.items()}
+    chosen = {by: ranked(means, by)[0] for by in CHOICES}
+    return {
+        "learned": [seen[JUDGE] for seen in learned],
+        **{by: [seen[JUDGE] for seen in seeds[phrase]] for by, phrase in chosen.items()},
+        "phrases": list(chosen.values()),
+    }
 
 
 class Measuring:
@@ -130,17 +163,6 @@ class Measuring:
         self.given = load_pictures(pictures(made.name), size)
         self.file = options.rows / f"{seed}.jsonl"
         self.known = self._read()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The lines of what was drawn in full: the learned word and the finalists."""
-        few = {phrase: self.measured(phrase, 1)["placed"] for phrase in self.phrases()}
-        finalists = [
-            phrase
-            for tower in CHOSEN.values()
-            for phrase in sorted(few, key=lambda p, tower=tower: -few[p][tower])[:FINALISTS]
-        ]
-        asked = dict.fromkeys([TOKEN, *finalists])
-        return [self.measured(phrase, self.options.images) for phrase in asked]
 
     def phrases(self) -> list[str]:
         """The plain words, each as it is and with its article."""
@@ -169,7 +191,7 @@ class Measuring:
             concept = self.learned() if phrase == TOKEN else phrase
             given, subject, first = self.given.tensor(), self.made.subject, UNSEEN * (self.seed + 1)
             seeds = range(first, first + images)
-            towers = {name: tower_for(name, given) for name in CHOSEN.values()}
+            towers = {name: tower_for(name, given) for name in TOWERS}
             placed = on_grounds(self.model, concept, given, subject, seeds)
             found = {"placed": {name: mean_likeness(t, placed) for name, t in towers.items()}}
             if images > 1:

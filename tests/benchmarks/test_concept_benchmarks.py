@@ -125,37 +125,69 @@ def test_what_the_clips_find_alike(run: Callable[..., Any]) -> None:
     assert found["by eye less the word"]["emoji-heldout"]["value"] == pytest.approx(gap)
 
 
+@pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
+def test_a_runs_pictures_side_by_side(run: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    import tiller
+    from tiller.concepts.learn import learn_concept
+
+    given = sorted((SCRIPTS / "pictures" / "unicorn").glob("*.png"))
+    settings: dict[str, Any] = {"draws": 2, "held_out_draws": 2, "popsize": 4, "preview_every": 1}
+    folder = learn_concept(
+        tiller.load_model(str(model)),
+        given,
+        "<new>",
+        budget="forwards=16",
+        init="x",
+        out=tmp_path,
+        **settings,
+    ).run_dir
+    picture = tmp_path / "figures" / "eye.png"
+    found = run("by_eye", str(folder), str(folder), "--out", str(picture))
+    assert picture.is_file()
+    assert [line["start"] for line in found["runs"]] == ["x", "x"]
+    assert all(len(line["losses"]) == 2 for line in found["runs"])
+
+
 def test_learned_words_beside_plain_ones(run: Callable[..., Any], tmp_path: Path) -> None:
     """All that would be drawn is kept already; each CLIP has a word of its own."""
     import argparse
 
     import tiller
 
-    options = argparse.Namespace(rows=tmp_path, images=2, calls=12_000, concepts=1, seeds=[0])
+    options = argparse.Namespace(rows=tmp_path, images=2, calls=12_000, concepts=1, seeds=[0, 1])
     parts = runpy.run_path(str(SCRIPTS / "words.py"))
-    measuring = parts["Measuring"](tiller.load_model("emoji"), parts["CONCEPTS"][0], 0, options)
-    phrases = measuring.phrases()
-    assert {"horse", "a horse"} <= set(phrases)
+    model = tiller.load_model("emoji")
+    for seed in options.seeds:
+        measuring = parts["Measuring"](model, parts["CONCEPTS"][0], seed, options)
+        phrases = measuring.phrases()
+        assert phrases[:2] == ["horse", "a horse"]
 
-    def line(phrase: str, images: int, first: float, judge: float) -> dict[str, Any]:
-        seen = {"emoji": first, "emoji-heldout": judge}
-        whole = {"emoji": judge, "emoji-heldout": first}
-        found: dict[str, Any] = json.loads(measuring.key(phrase, images))
-        return {**found, "placed": seen, **({"reconstruction": whole} if images > 1 else {})}
+        def line(
+            phrase: str, images: int, first: float, judge: float, asked: Any = measuring
+        ) -> dict[str, Any]:
+            seen = {"emoji": first, "emoji-heldout": judge}
+            whole = {"emoji": judge, "emoji-heldout": first}
+            found: dict[str, Any] = json.loads(asked.key(phrase, images))
+            return {**found, "placed": seen, **({"reconstruction": whole} if images > 1 else {})}
 
-    last = len(phrases) - 1
-    lines = [line(phrase, 1, i / 100, (last - i) / 100) for i, phrase in enumerate(phrases)]
-    for i in (0, 1, 2, 3, last - 3, last - 2, last - 1, last):
-        lines.append(line(phrases[i], 2, i / 50, (last - i) / 50))
-    lines.append(line(parts["TOKEN"], 2, 0.9, 0.8))
-    (tmp_path / "0.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
-    asked = ["--rows", str(tmp_path), "--images", "2", "--concepts", "1", "--seeds", "0"]
-    found = run("words", *asked)
+        last = len(phrases) - 1
+        lines = [line(phrase, 1, i / 100, (last - i) / 100) for i, phrase in enumerate(phrases)]
+        for i in (0, 1, 2, 3, 4, 6, last - 3, last - 2, last - 1, last):
+            # The judge has the first word highest with one seed, and low in the mean.
+            judge = (last - i) / 50 - (i == 0 and seed)
+            lines.append(line(phrases[i], 2, i / 50, judge))
+        lines.append(line(parts["TOKEN"], 2, 0.9, 0.8))
+        (tmp_path / f"{seed}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    found = run(
+        *("words", "--rows", str(tmp_path), "--images", "2", "--concepts", "1", "--seeds", "0", "1")
+    )
     placed = found["table"]["placed"]["unicorn"]
-    assert placed["phrases"] == [phrases[last], phrases[0]]
-    assert placed["learned"] == [0.8]
-    assert (placed["the first CLIP's word"], placed["the judge's word"]) == ([0.0], [last / 50])
+    assert placed["phrases"] == [phrases[last], phrases[1], phrases[2]]
+    assert placed["learned"] == [0.8, 0.8]
+    assert placed["the first CLIP's phrase"] == [0.0, 0.0]
+    assert placed["the judge's word"] == [(last - 2) / 50] * 2
     gaps = found["differences"]
-    assert gaps["placed, less the first CLIP's word"]["value"] == pytest.approx(0.8)
-    assert gaps["reconstruction, less the judge's word"]["value"] == pytest.approx(0.9 - last / 50)
-    assert len((tmp_path / "0.jsonl").read_text().splitlines()) == len(lines)
+    assert gaps["placed, less the first CLIP's phrase"]["value"] == pytest.approx(0.8)
+    by_judge = gaps["reconstruction, less the judge's phrase"]["value"]
+    assert by_judge == pytest.approx(0.9 - last / 50)
+    assert len((tmp_path / "1.jsonl").read_text().splitlines()) == len(lines)
