@@ -61,6 +61,7 @@ def test_learn_prints_one_object_and_leaves_a_page(
     assert found["stopped"] == "budget: steps=2"
     assert found["cost"]["forwards"] == 2 * 4 * 2
     assert found["aside"] == (1 + 2 + 2 + 2) * 2  # e0, two looks at two, the report at two
+    assert (found["began"], found["vectors"]) == (["x"], 1)
     assert list(load_file(found["file"])) == ["<duck>"]
     assert all(Path(path).is_file() for path in found["images"])
     page = Path(found["report"]).read_text()
@@ -100,6 +101,7 @@ def test_without_json_people_see_the_files_and_what_to_do_next(
     assert ended.code == 0
     for wanted in (
         "token    <duck>",
+        "began    at x · 1 vector",
         "aside    14 forwards",
         "learned_embeds.safetensors",
         "report.html",
@@ -405,6 +407,23 @@ def test_a_home_folder_and_a_token_of_the_shells_are_taken_as_they_are(
     common = ["--images", "1", "--clip", "emoji", "--quiet"]
     found = tiller("concept", "evaluate", f"~/runs/{run.name}", *common)
     assert found.code == 0, found.err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--crop", "left"), "crop must be centre or pad, got 'left'"),
+        (("--kind", "person"), "'person'"),
+        (("--budget", "step=2"), "step"),
+    ],
+)
+def test_a_typing_error_does_not_wait_for_the_model(
+    learn: Callable[..., Ended], option: tuple[str, str], said: str
+) -> None:
+    ended = learn(*option, "--model", "no/such-model")
+    assert ended.code == 2
+    assert said in ended.err
+    assert "no/such-model" not in ended.err
 
 
 def test_a_token_without_brackets_is_told(learn: Callable[..., Ended]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tiller.concepts.drawing import draw
 from tiller.concepts.files import write_concept
 from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.models import load_model
@@ -342,10 +343,34 @@ def test_a_token_that_diffusers_finds_inside_words_is_told(token: str, tmp_path:
 def test_a_file_whose_name_is_no_token_names_the_remedy(tmp_path: Path) -> None:
     file = tmp_path / "my duck.safetensors"
     save_file({"emb_params": torch.ones(1, 4)}, file)
-    with pytest.raises(InvalidInput, match=r"'my duck.safetensors' makes no token: .*FILE=<NAME>"):
+    with pytest.raises(InvalidInput, match=r"^my duck.safetensors makes no token: .*FILE=<NAME>"):
         read_concept(file)
     assert read_named(f"{file}=<duck>").token == "<duck>"
     assert read_concept(file, "<duck>").token == "<duck>"
+
+
+@pytest.mark.parametrize(("name", "token"), [("duck", "<duck>"), ("<duck>", "<duck>")])
+def test_a_name_inside_an_older_file_is_a_token(name: str, token: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.pt"
+    torch.save({"string_to_param": {"*": torch.ones(1, 4)}, "name": name}, file)
+    assert read_concept(file).token == token
+
+
+def test_a_name_inside_an_older_file_that_is_no_token_names_the_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "old.pt"
+    torch.save({"string_to_param": {"*": torch.ones(1, 4)}, "name": "my duck"}, file)
+    with pytest.raises(InvalidInput, match=r"^old.pt makes no token: .*--token to convert"):
+        read_concept(file)
+    assert read_concept(file, "<duck>").token == "<duck>"
+
+
+def test_capitals_that_a_plain_pipeline_reads_otherwise_are_told(tmp_path: Path) -> None:
+    model = load_model(fake_pipeline())
+    several = concept(3)
+    with pytest.warns(TillerNotice, match=r"of <Duck> diffusers would read .* write <duck>"):
+        draw(model, "<Duck>", concepts=[several])
+    draw(model, "<duck>", concepts=[several])  # without a warning, which is an error
+    draw(model, "<Duck>", concepts=[concept(1)])
 
 
 def test_a_prompt_that_cuts_a_learned_word_off_says_so(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from tiller.concepts.watch import Watch
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput, RewardError, RunError
 from tiller.models import FrozenModel, load_model
+from tiller.runs.concept_report import concept_page
+from tiller.runs.record import read_run
 from tiller.testing.conformance import check_resume
 from tiller.testing.fake_pipeline import fake_sdxl_pipeline
 
@@ -69,11 +71,8 @@ def test_a_run_leaves_the_word_its_pictures_and_its_card(
     seen: list[Progress] = []
     found = learn(model, photos, tmp_path, method, on_step=seen.append)
     assert found.stopped == "budget: steps=6"
-    assert (found.concept.token, found.method, found.prompt) == (
-        "<duck>",
-        method,
-        "a photo of <duck>",
-    )
+    about = (found.concept.token, found.method, found.prompt, found.began)
+    assert about == ("<duck>", method, "a photo of <duck>", ("x",))
     assert found.concept.vectors[0].shape == (1, 16)
     rows = 6 * 4 * (4 if method == "gfti" else 1)
     assert found.cost.forwards == rows
@@ -135,6 +134,26 @@ def test_a_crash_between_the_files_and_the_state_is_healed(
     assert files(run) == files(whole.run_dir)
 
 
+def test_the_choice_of_the_start_keeps_to_the_rows_that_fit(
+    model: FrozenModel,
+    photos: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    unet: Any = model.unet
+    hook = unet.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr("tiller.concepts.learn.rows_that_fit", lambda *_: 3)
+    try:
+        found = learn(
+            model, photos, tmp_path, budget="steps=1", init="best", clip="emoji", preview_every=0
+        )
+    finally:
+        hook.remove()
+    assert read_run(found.run_dir).spec["start_forwards"] > 3
+    assert max(seen[: len(seen) // 2]) == 3
+
+
 def test_a_larger_budget_goes_on_and_a_finished_run_does_nothing(
     model: FrozenModel, photos: list[Image.Image], tmp_path: Path
 ) -> None:
@@ -145,7 +164,19 @@ def test_a_larger_budget_goes_on_and_a_finished_run_does_nothing(
     assert again.cost.steps == 4
     with pytest.raises(InvalidInput, match="images=9 would never end the search"):
         resume_concept(short.run_dir, model=model, budget="images=9")
-    longer = resume_concept(short.run_dir, model=model, budget="steps=6")
+
+    def stop(progress: Progress) -> None:
+        if progress.step.index == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume_concept(short.run_dir, model=model, budget="steps=6", on_step=stop)
+    between = open_concept(short.run_dir)  # the first end's losses and pictures are another word's
+    assert (between.cost.steps, between.start_loss, between.loss) == (5, None, None)
+    assert [path.name for path in between.pictures] == ["sample-0003-1.png", "sample-0003-2.png"]
+    assert "trials that chose nothing" not in concept_page(read_run(short.run_dir))
+    longer = resume_concept(short.run_dir, model=model)
+    assert longer.loss is not None
     assert longer.cost.steps == 6
     assert longer.stopped == "budget: steps=6"
     assert sum(line["kind"] == "result" for line in journal(short.run_dir)) == 2

@@ -72,7 +72,8 @@ def learn(
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="WORD", help="Where to begin: best, clip, random, or a word such as duck."
+            metavar="WORDS",
+            help="Where to begin: best, clip, random, or words, a vector each: 'a pink dog'.",
         ),
     ] = None,
     crop: Crop = "centre",
@@ -105,11 +106,17 @@ def learn(
 
         with told(now.notice):
             from tiller.concepts.learn import learn_concept, make
-            from tiller.concepts.pictures import load_pictures
+            from tiller.concepts.pictures import check_crop, load_pictures
+            from tiller.concepts.templates import training
+            from tiller.core.budget import Budget
             from tiller.models import load_model
             from tiller.models.concepts import check_new
 
             make(method, fields)  # a typing error should not cost the loading of a model
+            check_crop(crop)
+            training(kind)
+            if budget is not None:
+                Budget.parse(budget)
             loaded = load_model(model)
             size = (loaded.defaults.height, loaded.defaults.width)
             found = load_pictures(
@@ -156,6 +163,8 @@ def _finish(now: Session, result: ConceptResult) -> None:
         "method": result.method,
         "file": str(result.run_dir / "learned_embeds.safetensors"),
         "prompt": result.prompt,
+        "began": list(result.began),
+        "vectors": len(result.concept),
         "images": [str(path) for path in result.pictures],
         "loss": result.loss,
         "start_loss": result.start_loss,

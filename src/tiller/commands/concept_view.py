@@ -31,6 +31,7 @@ class ConceptLine:
         self.console, self.quiet = console, quiet
         self.started = monotonic()
         self._said = float("-inf")
+        self._first: tuple[float, float] | None = None  # when, and how much was done
 
     def begin(self, pictures: int) -> None:
         """Say what goes on until the first round: the start is chosen by many trials."""
@@ -40,6 +41,8 @@ class ConceptLine:
     def update(self, progress: Progress) -> None:
         """Take in one round; give this to `learn_concept` as `on_step`."""
         step, seen = progress.step, monotonic()
+        steps, done = progress.budget.steps, progress.budget.fraction(step.cost)
+        self._first = self._first or (seen, done)
         if not self.quiet and self._said < 0:
             self.console.print(Text(f"run · {clean(shown(progress.run_dir))}"))
         if not self.quiet and progress.drawn:
@@ -48,15 +51,15 @@ class ConceptLine:
         if self.quiet or (seen - self._said < EVERY and step.stopped is None):
             return
         self._said = seen
-        steps, done = progress.budget.steps, progress.budget.fraction(step.cost)
-        elapsed = seen - self.started
-        left = step.cost.seconds * (1 - done) / done if done > 0 else 0.0
+        since, before = seen - self._first[0], done - self._first[1]  # looks and drawings included
+        rate = since / before if before > 0 else step.cost.seconds / max(done, 1e-9)
         parts = [
             progress.method,
             f"round {step.index}/{steps}" if steps else f"round {step.index}, {done:.0%}",
             f"held-out loss {number(progress.start)} → {number(progress.best)}",
             f"{step.cost.forwards} forwards + {step.cost.backwards} backwards",
-            clock(elapsed) + ("" if step.stopped else f", about {clock(left)} left"),
+            clock(seen - self.started)
+            + ("" if step.stopped else f", about {clock(rate * (1 - done))} left"),
         ]
         self.console.print(Text(" · ".join(parts)))
 
@@ -64,7 +67,13 @@ class ConceptLine:
 def summary(result: ConceptResult, page: Path) -> list[RenderableType]:
     """The end of a run: the loss before and after, the files, and what to do next."""
     run, token = quoted(result.run_dir), result.concept.token
-    facts = [("token", clean(token)), ("method", clean(result.method))]
+    began = ", ".join(result.began) or "a random word"
+    vectors = "1 vector" if len(result.concept) == 1 else f"{len(result.concept)} vectors"
+    facts = [
+        ("token", clean(token)),
+        ("method", clean(result.method)),
+        ("began", clean(f"at {began} · {vectors}")),
+    ]
     if result.loss is not None and result.start_loss is not None:
         change = result.loss / result.start_loss - 1
         losses = f"{number(result.start_loss)} → {number(result.loss)}, {change:+.1%}"

@@ -42,9 +42,10 @@ class ConceptMethod(ABC):
             as many as `init` has words of the user's, and else 1 (the paper, section 4.3: one edits
             best).
         init: where the search begins: clip (the paper's cross-attention over the vocabulary), best
-            (that, or one of the nearest words, with several tokens phrases of as many words,
-            whichever has the lowest loss; ours), random (a word drawn from the vocabulary), auto
-            (best of the drawn loss, clip of the other), or words of the user's, such as duck.
+            (that, or one of the nearest words, with several tokens phrases of as many words, at
+            most three, whichever has the lowest loss; ours), random (a word drawn from the
+            vocabulary), auto (best of the drawn loss, clip of the other), or words of the user's,
+            such as duck.
         temperature: of the attention's softmax (CLIP's own scale; the paper prints none).
         clip: of the start and of the drawn loss: auto, emoji, or the hub id or folder of a
             CLIPModel.

@@ -17,7 +17,7 @@ from torch import Tensor
 from tiller.core.errors import InvalidInput
 from tiller.models.base import Conditioning, FrozenModel, SamplerSettings
 from tiller.models.concept_files import read_named
-from tiller.models.concepts import Concept, Vocabulary, notice_unnamed
+from tiller.models.concepts import Concept, Vocabulary, notice_capitals, notice_unnamed
 from tiller.models.loader import load_model
 from tiller.models.pieces import Piece
 from tiller.models.trajectory import Trajectory
@@ -62,6 +62,7 @@ def draw(
     words = vocabulary(loaded, found)
     texts = [words.read(prompt), words.read(negative_prompt)]
     notice_unnamed(found, [prompt, negative_prompt])
+    notice_capitals(found, [prompt, negative_prompt])
     try:
         settings = replace(loaded.defaults, **sampler)
     except TypeError as error:

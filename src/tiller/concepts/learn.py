@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class ConceptResult:
         concept: the learned word; `learned_embeds.safetensors` in the run's folder holds it.
         method: the method's name.
         prompt: the plainest sentence about it, which the sample drawings are of.
+        began: the words that e0 was made of, the heaviest first; none of a random start.
         stopped: why the search ended.
         cost: what the search used.
         aside: forwards that are not in it: the choice of the start, the looks at held-out trials
@@ -57,6 +58,7 @@ class ConceptResult:
     concept: Concept
     method: str
     prompt: str
+    began: tuple[str, ...]
     stopped: str
     cost: Cost
     aside: int
@@ -141,9 +143,12 @@ def learn_concept(
         )
     notice_inside(token)
     _say_how_many(found)
-    with metered() as meter:
-        material, began = _material(loaded, chosen, found, subject, seed)
+    material, began = _material(loaded, chosen, found, subject, seed)
     probe = material.denoising(loaded, chosen.sampling())
+    rows = rows_that_fit(probe, material.space.decode(material.z))
+    with metered() as meter:
+        if chosen.init == "best":
+            material, began = _best(loaded, chosen, material, began, subject, seed, rows)
     spec = {
         "kind": KIND,
         "token": token,
@@ -165,7 +170,7 @@ def learn_concept(
         "start_forwards": meter.cost.forwards,
         "budget": str(limits),
         "seed": seed,
-        "rows": rows_that_fit(probe, material.space.decode(material.z)),
+        "rows": rows,
         "sampler": dataclasses.asdict(loaded.defaults),
         "versions": versions(),
     }
@@ -241,21 +246,22 @@ def open_concept(run_dir: str | Path) -> ConceptResult:
         RunError: no run there, or nothing kept yet.
     """
     record = read_run(run_dir)
-    results = [entry for entry in record.entries if entry["kind"] == "result"]
-    lines = [entry for entry in record.entries if entry.get("samples")]
-    if not lines:
+    drawn = [e for e in record.entries if e.get("samples") and e["kind"] != "result"]
+    latest = record.result or (drawn[-1] if drawn else None)
+    if latest is None:
         raise RunError(f"{record.path} has nothing learned yet; continue it with `tiller resume`")
-    losses = results[-1]["losses"] if results else {}
+    losses = record.result.get("losses", {})
     return ConceptResult(
         concept=read_concept(record.path),
         method=record.method,
         prompt=record.prompt,
+        began=tuple(record.spec.get("init", ())),
         stopped=record.stopped or "not finished",
         cost=_cost(record),
         aside=forwards_aside(record),
         start_loss=losses.get("start"),
         loss=losses.get("learned"),
-        pictures=tuple(record.path / name for name in lines[-1]["samples"]),
+        pictures=tuple(record.path / name for name in latest["samples"]),
         run_dir=record.path,
     )
 
@@ -268,7 +274,10 @@ def _cost(record: Record) -> Cost:
 def _material(
     model: FrozenModel, method: ConceptMethod, pictures: Pictures, subject: str, seed: int
 ) -> tuple[Material, list[str]]:
-    """What is learned from, and the words that e0 was made of, the heaviest first."""
+    """What is learned from, and the words that e0 was made of, the heaviest first.
+
+    Of `init=best` it begins at the mix, and the words are those that may be better.
+    """
     images = [item.image for item in pictures.items]
     places = tuple(place_of(to_tensor(image)) if method.ground else "" for image in images)
     try:
@@ -279,32 +288,53 @@ def _material(
     words = words_of(model)
     start, began = _start(model, method, pictures, words, said[0], seed)
     latents = _latents(model, method, images)
+    space, z = method.space(start, words, seed)
+    return Material(space, z, pictures.tensor(), latents, said, places), began
 
-    def named_start(name: str) -> list[Tensor]:
-        return initialize.of_words(model, name, method.vectors)
 
-    def beginning_at(start: list[Tensor]) -> Material:
-        space, z = method.space(start, words, seed)
-        return Material(space, z, pictures.tensor(), latents, said, places)
+def _best(
+    model: FrozenModel,
+    method: ConceptMethod,
+    material: Material,
+    near: Sequence[str],
+    subject: str,
+    seed: int,
+    rows: int,
+) -> tuple[Material, list[str]]:
+    """The same material from the start that has the lowest loss, and the words of that start.
 
-    material = beginning_at(start)
-    if method.init != "best":
-        return material, began
+    Args:
+        model: the frozen model.
+        method: with nothing left open.
+        material: as it begins at the mix.
+        near: words that fit the pictures, the nearest first.
+        subject: object or style.
+        seed: of the run.
+        rows: of one denoiser call at most.
+    """
     trials = Sampling(initialize.TRIALS, initialize.TRIALS)
-    named = {name: named_start(name) for name in began[: initialize.NEAREST]}
+
+    def begun(phrase: str) -> list[Tensor]:
+        return initialize.of_words(model, phrase, method.vectors)
+
+    named = {name: begun(name) for name in near[: initialize.NEAREST]}
     if method.vectors > 1:
         tower, thing = initialize.clip_of(model, method.clip), subject == "object"
-        length, pixels = min(method.vectors, LONGEST), pictures.tensor()
-        phrases = initialize.nearest_phrases(tower, pixels, began, said[0], length, thing=thing)
-        starts = [named_start(phrase) for phrase in phrases]
-        sketches = material.loss(model, method, trials)
+        length, said = min(method.vectors, LONGEST), material.templates[0]
+        phrases = initialize.nearest_phrases(
+            tower, material.pixels, near, said, length, thing=thing
+        )
+        starts = [begun(phrase) for phrase in phrases]
+        sketches = material.loss(model, method, trials, rows)
         named = {phrases[i]: starts[i] for i in initialize.promising(sketches, starts, seed)}
-    whole = material.loss(model, method, trials, whole=True)
-    best = initialize.lowest(whole, [start, *named.values()], seed)
+    mixed = [vectors[0] for vectors in material.space.decode(material.z)]
+    whole = material.loss(model, method, trials, rows, whole=True)
+    best = initialize.lowest(whole, [mixed, *named.values()], seed)
     if best == 0:
-        return material, began[:5]
+        return material, list(near[:5])
     name = list(named)[best - 1]
-    return beginning_at(named[name]), [name]
+    space, z = method.space(named[name], words_of(model), seed)
+    return replace(material, space=space, z=z), [name]
 
 
 def _sentences(

@@ -27,7 +27,7 @@ from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, Tower, tower_for
 OnPrompt = Callable[[str, int], None]
 """Called with each prompt, and how many pictures of it, before it is drawn."""
 
-BATCH, ACCELERATED = 16, 256  # pictures drawn at once, on a CPU and elsewhere
+BATCH, ACCELERATED = 16, 256  # pictures of 64 x 64 drawn at once, on a CPU and elsewhere
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def drawings(
 ) -> list[Tensor]:
     """Pictures [n, 3, H, W] of the concept in each template, one a seed, some templates at once."""
     named, read = _reader(model, concept)
-    most, count = BATCH if model.device.type == "cpu" else ACCELERATED, len(seeds)
+    most, count = _at_once(model), len(seeds)
     drawn: list[Tensor] = []
     for some in _several(asked, max(1, most // count)):
         if on_prompt is not None:
@@ -245,6 +245,12 @@ def _reader(model: FrozenModel, concept: Concept | str) -> tuple[str, Callable[[
     if not concept.strip():
         raise InvalidInput(f"expected a word to compare with, got {concept!r}")
     return concept, lambda template: [templates.filled(template, concept)]
+
+
+def _at_once(model: FrozenModel) -> int:
+    """How many pictures of the model's size make one batch."""
+    most = BATCH if model.device.type == "cpu" else ACCELERATED
+    return max(1, most * 64 * 64 // (model.defaults.height * model.defaults.width))
 
 
 def _several(asked: Sequence[str], count: int) -> list[Sequence[str]]:

@@ -71,6 +71,16 @@ class Pictures:
         return torch.stack([to_tensor(item.image) for item in self.items])
 
 
+def check_crop(crop: str) -> None:
+    """Refuse what is no way to crop.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if crop not in CROPS:
+        raise InvalidInput(f"crop must be {' or '.join(CROPS)}, got {crop!r}")
+
+
 def load_pictures(
     given: Sequence[Given],
     size: tuple[int, int],
@@ -102,8 +112,7 @@ def load_pictures(
     """
     if isinstance(given, (str, Path, Image.Image)):
         raise InvalidInput(f"expected a list of pictures, got one: {given!r}; write [{given!r}]")
-    if crop not in CROPS:
-        raise InvalidInput(f"crop must be {' or '.join(CROPS)}, got {crop!r}")
+    check_crop(crop)
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:

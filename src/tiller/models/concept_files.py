@@ -63,7 +63,7 @@ def read_concept(path: str | Path, token: str | None = None) -> Concept:
                 "word for both text encoders; move one of them away"
             )
         vectors = (*vectors, *more)
-    given = token or own or _token_of(file)
+    given = token or _checked(own or f"<{file.stem}>", file)  # as A1111 names it
     plain = tuple(v.detach().to("cpu", torch.float32).contiguous() for v in vectors)
     return Concept(given, plain, about)
 
@@ -96,15 +96,14 @@ def _contents(path: Path) -> tuple[str | None, tuple[Tensor, ...], dict[str, str
     return about.get("token") or named, vectors, about
 
 
-def _token_of(path: Path) -> str:
-    """The token of a file that names none: its own name, as in A1111."""
-    token = f"<{path.stem}>"
+def _checked(token: str, path: Path) -> str:
+    """A token that the file says or is called, if it can stand in a prompt."""
     try:
         check_token(token)
     except InvalidInput as error:
         raise InvalidInput(
-            f"the name of {path.name!r} makes no token: {error}. Rename the file, or give a token: "
-            "--concept FILE=<NAME> to draw, --token to convert"
+            f"{path.name} makes no token: {error}. Give another one: --concept FILE=<NAME> to "
+            "draw, --token to convert; or rename the file, if it is called so"
         ) from None
     return token
 
@@ -151,7 +150,9 @@ def _found(data: Any, path: Path) -> tuple[str | None, tuple[Tensor, ...]]:
         if not isinstance(inner, Mapping) or list(inner) != ["*"]:
             raise InvalidInput(f"{path.name}: expected string_to_param with '*' alone")
         name = data.get("name")
-        token = f"<{name}>" if isinstance(name, str) and name.strip() else None
+        token = None
+        if isinstance(name, str) and name.strip():
+            token = name if name.startswith("<") and name.endswith(">") else f"<{name}>"
         return token, (_vectors(inner["*"], path),)
     if not isinstance(data, Mapping):
         raise InvalidInput(f"{path.name}: expected named tensors, got {type(data).__name__}")

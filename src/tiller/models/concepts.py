@@ -182,6 +182,19 @@ def notice_unnamed(concepts: Sequence[Concept], texts: Sequence[str]) -> None:
         )
 
 
+def notice_capitals(concepts: Sequence[Concept], texts: Sequence[str]) -> None:
+    """Say which tokens of several vectors the texts write otherwise: Tiller reads these alone."""
+    for one in concepts:
+        written = {found for text in texts for found in _pattern([one.token]).findall(text)}
+        if len(one) > 1 and (other := sorted(written - {one.token})):
+            warnings.warn(
+                f"of {other[0]} diffusers would read another word; write {one.token}, and a plain "
+                "pipeline draws the same picture",
+                TillerNotice,
+                stacklevel=3,
+            )
+
+
 def _pattern(tokens: Sequence[str]) -> re.Pattern[str]:
     """Any of the tokens, the longest first; one that ends in a letter ends with its word."""
     found = []

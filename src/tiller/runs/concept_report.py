@@ -42,8 +42,7 @@ def concept_page(record: Record) -> str:
     Raises:
         RunError: a picture of the run is damaged.
     """
-    spec, lines = record.spec, record.entries
-    result = next((e for e in reversed(lines) if e["kind"] == "result"), {})
+    spec, result = record.spec, record.result
     losses = result.get("losses") or {}
     panels = _panels(record)
     return rendered(

@@ -133,6 +133,13 @@ class Record:
         return [e for e in self.entries if e.get("kind") == "step"]
 
     @property
+    def result(self) -> Entry:
+        """A concept's losses and last drawings; empty where rounds came after them, or none yet."""
+        ends = (e for e in reversed(self.entries) if e.get("kind") in ("step", "result"))
+        end = next(ends, {})
+        return end if end.get("kind") == "result" else {}
+
+    @property
     def last(self) -> Entry:
         """The latest round, or an empty entry."""
         return next((e for e in reversed(self.entries) if e.get("kind") == "step"), {})
