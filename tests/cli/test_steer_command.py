@@ -54,6 +54,31 @@ def test_quiet_says_nothing_on_stderr(steer: Tiller) -> None:
     assert "tiller resume" not in ended.out, "raw has nothing to go on with"
 
 
+def test_a_models_precision_is_asked_for_and_kept_for_resume(steer: Tiller, tiller: Tiller) -> None:
+    ended = steer(
+        "a red cat", "--method", "dno", "--dtype", "float64", "--budget", "steps=1", "--json"
+    )
+    assert ended.code == 0, ended.err
+    folder = Path(ended.json["run"])
+    assert (
+        json.loads((folder / "run.json").read_text())["spec"]["model_options"]["dtype"] == "float64"
+    )
+    again = tiller("resume", folder, "--budget", "steps=2", "--json")
+    assert again.json["cost"]["steps"] == 2
+    refused = steer("a red cat", "--dtype", "half8")
+    assert refused.code == 2
+    assert "dtype must be float32, float16, bfloat16 or float64, got 'half8'" in refused.err
+
+
+def test_rewards_that_know_the_bundled_models_scenes_alone_are_told(steer: Tiller) -> None:
+    """Another model's pictures mean nothing to them; a pixel reward knows any picture."""
+    ended = steer("a red cat", "--method", "raw", "--held-out", "clip")
+    assert ended.code == 0, ended.err
+    assert "notice: clip: trained on the bundled model's 64x64 emoji scenes" in ended.err
+    assert "--reward clip:openai/clip-vit-large-patch14" in ended.err
+    assert "emoji scenes" not in steer("a red cat", "--method", "raw").err
+
+
 def test_auto_says_what_it_picked(steer: Tiller) -> None:
     ended = steer("a red cat", "--budget", "steps=1", "--json")
     assert ended.json["method"] == "dno"

@@ -33,6 +33,15 @@ HeldOut = Annotated[
 Model = Annotated[
     str, typer.Option(help="A bundled name, a hub id, a folder or a .safetensors file.")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Of weights and latents: float32, or bfloat16 or float16 on a GPU. [float32]"
+    ),
+]
+Variant = Annotated[
+    str | None, typer.Option(help="Of its weight files, such as fp16. [the plain ones]")
+]
 Negative = Annotated[
     str, typer.Option("--negative", "--negative-prompt", help="What to keep away from.")
 ]
@@ -71,6 +80,8 @@ class Options:
     reward: Rewards = None
     held_out: HeldOut = None
     model: Model = "emoji"
+    dtype: Dtype = None
+    variant: Variant = None
     negative: Negative = ""
     budget: Limits = None
     settings: Settings = None
@@ -90,18 +101,19 @@ class Options:
         return with_affixes(field_values(self.settings or []), self.affix or [])
 
     def load(self, *prompts: str) -> Any:
-        """What `tiller.api.steer` takes as its model: its name, or it loaded with its concepts.
+        """What `tiller.api.steer` takes as its model: its name, or it loaded as it was asked for.
 
         A concept that none of the prompts names is told of.
         """
-        if not self.concept:
+        if not (self.concept or self.dtype or self.variant):
             return self.model
         from tiller.models import load_model
         from tiller.models.concept_files import read_named
         from tiller.models.concepts import notice_unnamed
 
-        notice_unnamed([read_named(one) for one in self.concept], [*prompts, self.negative])
-        return load_model(self.model, concepts=self.concept)
+        words = self.concept or []
+        notice_unnamed([read_named(one) for one in words], [*prompts, self.negative])
+        return load_model(self.model, dtype=self.dtype, variant=self.variant, concepts=words)
 
     def arguments(self, *prompts: str) -> dict[str, Any]:
         """Keyword arguments of `tiller.api.steer`, the method's fields included.

@@ -13,9 +13,10 @@ from torch import Tensor
 from tiller.core.errors import TillerNotice
 from tiller.methods.base import Task
 from tiller.models.base import FrozenModel
+from tiller.models.loader import BUNDLED as MODELS
 from tiller.models.pieces import brief
 from tiller.models.quiet import quietly
-from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
+from tiller.rewards._tower import BUNDLED, EMOJI, tower_for
 from tiller.spaces.words import Wording
 from tiller.words.choices import Choices, load_choices
 from tiller.words.ladder import Direction, Substitute
@@ -70,6 +71,11 @@ def wording_of(
     lost = Lost()
     if positive:
         similarity = Similarity(task.prompt, sentences(encoder)) if least > 0 else None
+        if similarity and encoder in BUNDLED and task.model.source not in MODELS:
+            _say(
+                f"{encoder=}, which compares prompts, was trained on captions of 64x64 emoji "
+                "scenes; name another, such as encoder=openai/clip-vit-large-patch14"
+            )
         words = replace(words, similarity=similarity, least=least)
         llm_words = _suggested(task.prompt, "synonyms", n, llm)
         found = positive_substitutions(task.prompt, n=n, choices=own, llm=llm_words)
@@ -93,7 +99,7 @@ def sentences(source: str) -> Embed:
     Raises:
         InvalidInput: it cannot be loaded.
     """
-    if source not in (EMOJI, EMOJI_HELD_OUT) and not _is_clip(source):
+    if source not in BUNDLED and not _is_clip(source):
         with quietly():
             return sentence_encoder(source)
     tower = tower_for(source, torch.zeros(1))

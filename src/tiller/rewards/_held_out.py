@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 
-from tiller.core.errors import InvalidInput
+from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.rewards._compose import RewardSum
 from tiller.rewards.parse import make_reward
 
@@ -27,6 +28,19 @@ def default_held_out(reward: RewardSum) -> list[str]:
             "another held-out reward"
         )
     return free[:1]
+
+
+def notice_bundled(optimized: RewardSum, watched: RewardSum) -> None:
+    """Say which rewards of another model's pictures know the bundled model's scenes alone."""
+    strange = [part.name for part in (*optimized.parts, *watched.parts) if part.reward.bundled]
+    if strange:
+        warnings.warn(
+            f"{', '.join(strange)}: trained on the bundled model's 64x64 emoji scenes, and of "
+            "little use for this model's pictures; name other rewards, such as --reward "
+            "clip:openai/clip-vit-large-patch14 --held-out clip:openai/clip-vit-base-patch32",
+            TillerNotice,
+            stacklevel=3,
+        )
 
 
 def held_out_of(

@@ -19,6 +19,7 @@ from tiller.rewards._preprocess import Preprocess
 
 EMOJI = "emoji"  # the bundled CLIP that rewards optimize
 EMOJI_HELD_OUT = "emoji-heldout"  # the bundled CLIP that only reports
+BUNDLED = (EMOJI, EMOJI_HELD_OUT)
 _REMEMBERED = 4096  # prompts whose vectors a tower keeps
 
 
@@ -93,7 +94,7 @@ def tower_for(source: str, images: Tensor) -> Tower:
 @lru_cache(maxsize=16)
 @torch.inference_mode(mode=False)
 def _load(source: str, device: torch.device, dtype: torch.dtype) -> Tower:
-    if source in (EMOJI, EMOJI_HELD_OUT):
+    if source in BUNDLED:
         model, tokenizer, preprocess = _bundled(held_out=source == EMOJI_HELD_OUT)
     else:
         model, tokenizer, preprocess = _pretrained(source)

@@ -38,6 +38,11 @@ class Reward(ABC):
         """Scores [n] of images [n, 3, H, W] in [0, 1] for the n prompts."""
 
     @property
+    def bundled(self) -> bool:
+        """Whether it was trained on the bundled model's scenes, and knows no other pictures."""
+        return False
+
+    @property
     def name(self) -> str:
         """The name on the command line: the file's name, then the settings that are not default."""
         parts = [type(self).__module__.rpartition(".")[2]]

@@ -26,6 +26,11 @@ class ClipHeldout(Reward):
     Source: as `clip`; its weights are described in the bundled model's card.
     """
 
+    @property
+    def bundled(self) -> bool:
+        """It is."""
+        return True
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosines [n] of images [n, 3, H, W] in [0, 1] with the n prompts."""
         return Clip(EMOJI_HELD_OUT)(images, prompts)

@@ -31,6 +31,11 @@ class Preference(Reward):
     Source: this package; the rating is described in the bundled model's card.
     """
 
+    @property
+    def bundled(self) -> bool:
+        """It is."""
+        return True
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Predicted ratings [n] of images [n, 3, H, W] in [0, 1]; the prompts are not read."""
         tower = tower_for(EMOJI, images)

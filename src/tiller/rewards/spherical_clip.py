@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tiller.rewards._tower import EMOJI, tower_for
+from tiller.rewards._tower import BUNDLED, EMOJI, tower_for
 from tiller.rewards.base import Reward
 
 
@@ -35,6 +35,11 @@ class SphericalClip(Reward):
 
     model: str = EMOJI
     argument: ClassVar[str | None] = "model"
+
+    @property
+    def bundled(self) -> bool:
+        """Whether the CLIP is."""
+        return self.model in BUNDLED
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [n] of images [n, 3, H, W] in [0, 1] for the n prompts."""
