@@ -118,9 +118,10 @@ def _package(name: str) -> Check:
 
 
 def _extra(extra: str, package: str) -> Check:
-    command = f"pip install 'tiller[{extra}]'"
+    # By its own name: a package called tiller on the index is another one.
     if not _installed(package):
-        return Check(f"extra {extra}", True, "not installed (optional)", command)
+        remedy = f"pip install -e '.[{extra}]'"
+        return Check(f"extra {extra}", True, "not installed (optional)", remedy)
     return Check(f"extra {extra}", True, f"{package} {metadata.version(package)}")
 
 

@@ -146,7 +146,7 @@ def test_the_doctor_says_what_to_do_where_something_is_wrong(
     assert ended.code == 1
     checks = {check["name"]: check for check in ended.json["checks"]}
     assert checks["cma"]["remedy"] == "pip install cma"
-    assert checks["extra llm"]["remedy"] == "pip install 'tiller[llm]'"
+    assert checks["extra llm"]["remedy"] == "pip install -e '.[llm]'"
     assert not checks["self-test"]["ok"]
 
 

@@ -12,7 +12,6 @@ import typer
 from tiller.commands import AsJson, Quiet
 from tiller.commands.options import (
     HeldOut,
-    Limits,
     Model,
     Negative,
     Rewards,
@@ -65,7 +64,10 @@ def train(
     ] = 0.2,
     batch: Annotated[int, typer.Option(help="Prompts a step.")] = 4,
     epochs: Annotated[int, typer.Option(help="How often each prompt comes.")] = 20,
-    budget: Limits = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="When to stop before, as for `tiller steer`. [after the epochs]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     settings: Settings = None,
     runs: Annotated[Path, typer.Option(help="The folder that gets the run's folder.")] = Path(

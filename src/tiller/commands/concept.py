@@ -276,7 +276,10 @@ def evaluate(
     ] = None,
     clip: Annotated[
         list[str] | None,
-        typer.Option(help="A CLIP that compares; repeatable, the first decides. [the bundled]"),
+        typer.Option(
+            help="A CLIP that compares; repeatable, the first decides. [the "
+            "bundled ones, of the bundled model alone]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture's noise.")] = 1000,
     crop: Annotated[str | None, typer.Option(help="As for learn. [the run's]")] = None,

@@ -91,8 +91,7 @@ class OpenAIChat(Chat):
     def __post_init__(self) -> None:
         if importlib.util.find_spec("openai") is None:
             raise MissingDependency(
-                "asking an LLM needs the package openai, which is not installed: "
-                "pip install 'tiller[llm]'"
+                "asking an LLM needs the package openai, which is not installed: pip install openai"
             )
         if not 0 < self.timeout < float("inf"):
             raise InvalidInput(

@@ -42,9 +42,9 @@ class AffixMethod(Method):
             They say how many there are; prefix, suffix, rank, form, anchor and shrink say nothing
             then. None for a random start (IPGO).
         gamma: weight of the conformity penalty (IPGO, appendix B: 1e-3; 0 leaves it out).
-        shrink: a side is at most so many times as long as the prompt with its ends, because long
-            affixes drown short prompts (IPGO, appendix D, advises it; the rule is ours); none for
-            as long as asked.
+        shrink: a side is at most so many times as long as the prompt with its ends (IPGO, appendix
+            D, advises short affixes for short prompts; the rule is ours); none for as long as
+            asked.
         lr: Adam's learning rate of the affixes (ours; IPGO, appendix B: 1e-3, which does not bring
             every random start above the unsteered picture within the budget).
         decay: what multiplies it every `decay_every` steps (IPGO, appendix B: .9; 1 for constant).
@@ -143,8 +143,8 @@ class AffixMethod(Method):
             (count,) = task.model.token_counts([task.prompt])
             warnings.warn(
                 f"the prompt has {count} tokens with its ends, so it gets {affixes.prefix} + "
-                f"{affixes.suffix} of its own instead of {self.prefix} + {self.suffix}: long "
-                "affixes drown short prompts (--set shrink=none keeps them long)",
+                f"{affixes.suffix} of its own instead of {self.prefix} + {self.suffix}, as the "
+                "paper advises for short prompts (--set shrink=none keeps them long)",
                 TillerNotice,
                 stacklevel=4,
             )

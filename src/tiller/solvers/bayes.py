@@ -176,7 +176,7 @@ def _optuna() -> Any:
     except ImportError as error:
         raise MissingDependency(
             "Bayesian optimization needs optuna, which is not installed; run "
-            "`pip install 'tiller[bayes]'`, or choose cma (`--set solver=cma`)"
+            "`pip install optuna greenlet`, or choose cma (`--set solver=cma`)"
         ) from error
     return optuna
 
