@@ -6,8 +6,8 @@ The plain words are the one that was chosen by eye and the twelve that the first
 each with and without its article. Three of them are compared with, each chosen by the mean of all
 seeds: the one whose drawings the first CLIP finds nearest, which is what one can choose by without
 having learned anything, as the search does; the one whose drawings the held-out CLIP finds nearest,
-which is the judge's own choice; and the judge's own among words alone, which have no article.
-The judge is the held-out CLIP, in two ways: the paper's reconstruction, and drawings that are asked
+which no one can choose without it; and its own among words alone, which have no article.
+The held-out CLIP judges, in two ways: the paper's reconstruction, and drawings that are asked
 for the ground of one given picture and compared with that (`placed` of `tiller concept evaluate`).
 All phrases are drawn once on each ground; the first four of each choice are drawn in full.
 `--rows` keeps a line of each phrase as it is measured, a file for each seed, and what is there is
@@ -49,8 +49,8 @@ TOWERS = (EMOJI, JUDGE)
 # By which CLIP, and whether a phrase may have an article.
 CHOICES = {
     "the first CLIP's phrase": (EMOJI, True),
-    "the judge's phrase": (JUDGE, True),
-    "the judge's word": (JUDGE, False),
+    "the held-out CLIP's phrase": (JUDGE, True),
+    "the held-out CLIP's word": (JUDGE, False),
 }
 KEY = ("concept", "seed", "phrase", "images", "calls")
 MEASURES = ("reconstruction", "placed")
@@ -130,7 +130,7 @@ def has_article(phrase: str) -> bool:
 
 
 def row(lines: list[dict[str, Any]], name: str, measure: str) -> dict[str, Any]:
-    """By the judge, of each seed in turn: what was learned, and the phrases that are chosen."""
+    """By the held-out CLIP, of each seed in turn: what was learned, and the phrases that are chosen."""
     seeds: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         if line["concept"] == name:

@@ -185,9 +185,9 @@ def test_learned_words_beside_plain_ones(run: Callable[..., Any], tmp_path: Path
     assert placed["phrases"] == [phrases[last], phrases[1], phrases[2]]
     assert placed["learned"] == [0.8, 0.8]
     assert placed["the first CLIP's phrase"] == [0.0, 0.0]
-    assert placed["the judge's word"] == [(last - 2) / 50] * 2
+    assert placed["the held-out CLIP's word"] == [(last - 2) / 50] * 2
     gaps = found["differences"]
     assert gaps["placed, less the first CLIP's phrase"]["value"] == pytest.approx(0.8)
-    by_judge = gaps["reconstruction, less the judge's phrase"]["value"]
+    by_judge = gaps["reconstruction, less the held-out CLIP's phrase"]["value"]
     assert by_judge == pytest.approx(0.9 - last / 50)
     assert len((tmp_path / "1.jsonl").read_text().splitlines()) == len(lines)
