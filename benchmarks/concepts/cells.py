@@ -29,8 +29,9 @@ from tiller.concepts.initialize import NEAREST, similarities
 from tiller.concepts.learn import ConceptResult, learn_concept, make
 from tiller.concepts.metrics import Measured, evaluate
 from tiller.concepts.pictures import load_pictures
-from tiller.concepts.vocabulary import is_emoji, words_of
+from tiller.concepts.vocabulary import words_of
 from tiller.models import FrozenModel
+from tiller.models.loader import is_emoji
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, tower_for
 from tiller.runs.record import read_run
 

@@ -130,7 +130,7 @@ def has_article(phrase: str) -> bool:
 
 
 def row(lines: list[dict[str, Any]], name: str, measure: str) -> dict[str, Any]:
-    """By the held-out CLIP, of each seed in turn: what was learned, and the phrases that are chosen."""
+    """By the held-out CLIP, seed by seed: what was learned, and the phrases that are chosen."""
     seeds: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         if line["concept"] == name:

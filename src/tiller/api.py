@@ -18,7 +18,7 @@ from tiller.driver import drive
 from tiller.methods._catalog import make_method
 from tiller.methods.base import Method, Task
 from tiller.models.base import FrozenModel
-from tiller.models.loader import BUNDLED, load_model
+from tiller.models.loader import is_emoji, load_model
 from tiller.rewards import Reward, RewardSum, make_reward
 from tiller.rewards._held_out import held_out_of, notice_bundled
 from tiller.rewards.parse import check_names
@@ -277,7 +277,7 @@ def _planned(
     name, chosen = make_method(method, settings, optimized)
     size = loaded.defaults.height
     watched = held_out_of(held_out, optimized, probe_size=size, device=loaded.device)
-    if loaded.source not in BUNDLED:
+    if not is_emoji(loaded):
         notice_bundled(optimized, watched)
     common = {
         "citation": chosen.citation,

@@ -118,9 +118,8 @@ def _package(name: str) -> Check:
 
 
 def _extra(extra: str, package: str) -> Check:
-    # By its own name: a package called tiller on the index is another one.
     if not _installed(package):
-        remedy = f"pip install -e '.[{extra}]'"
+        remedy = f"pip install -e '.[{extra}]'"  # the index has another package called tiller
         return Check(f"extra {extra}", True, "not installed (optional)", remedy)
     return Check(f"extra {extra}", True, f"{package} {metadata.version(package)}")
 

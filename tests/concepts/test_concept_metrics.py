@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 
 from tiller.concepts import templates
 from tiller.concepts.drawing import sample, told_by
-from tiller.concepts.metrics import Measured, evaluate
+from tiller.concepts.metrics import Measured, _at_once, evaluate
 from tiller.core.errors import InvalidInput
 from tiller.models import FrozenModel, load_model
 from tiller.models.concepts import Concept
@@ -125,3 +127,14 @@ def test_every_sentence_has_its_place_for_the_word(subject: str, emoji_words: bo
         assert template.count("{}") == 1
         assert "{}" not in rest
         assert rest.split()[-1] in template
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "most"),
+    [("cpu", 64, 16), ("cpu", 512, 1), ("cuda", 64, 256), ("cuda", 512, 4)],
+)
+def test_a_batch_holds_fewer_of_large_pictures(device: str, side: int, most: int) -> None:
+    model: Any = SimpleNamespace(
+        device=torch.device(device), defaults=SimpleNamespace(height=side, width=side)
+    )
+    assert _at_once(model) == most

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tiller.core.budget import Budget
-from tiller.core.errors import Incompatible, InvalidInput
+from tiller.core.errors import Incompatible, InvalidInput, TillerNotice
 from tiller.core.evaluation import Autograd, evaluate
 from tiller.core.rng import Draw, Stream
 from tiller.core.search import Phase, Step, search_phases
@@ -361,6 +361,12 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
 
 
 # The attack
+
+
+def test_an_encoder_that_knows_emoji_captions_alone_is_told(task: Task) -> None:
+    """The fake is no bundled model; its prompts are compared by the bundled CLIP by default."""
+    with pytest.warns(TillerNotice, match="encoder='emoji', which compares prompts, was trained"):
+        Attack(**SMALL, min_similarity=0.5).words_of(task)
 
 
 def test_an_attack_lowers_the_reward_with_prompts_that_stay_near(task: Task) -> None:

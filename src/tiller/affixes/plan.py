@@ -15,7 +15,7 @@ from tiller.core.errors import InvalidInput
 from tiller.methods._catalog import make_method
 from tiller.methods.ipgo import Ipgo
 from tiller.models.base import FrozenModel
-from tiller.models.loader import BUNDLED
+from tiller.models.loader import is_emoji
 from tiller.rewards import RewardSum
 from tiller.rewards._held_out import held_out_of, notice_bundled
 from tiller.runs.affix_report import AFFIX
@@ -126,7 +126,7 @@ def spec_of(plan: Plan, model: FrozenModel, reward: RewardSum, file: Path) -> di
     """
     method, size = ipgo_of(plan), model.defaults.height
     watched = held_out_of(plan.held_out, reward, probe_size=size, device=model.device)
-    if model.source not in BUNDLED:
+    if not is_emoji(model):
         notice_bundled(reward, watched)
     return {
         "kind": AFFIX,

@@ -297,9 +297,10 @@ def evaluate(
             from tiller.concepts.metrics import grounds_of
             from tiller.concepts.pictures import load_pictures
             from tiller.concepts.templates import edits
-            from tiller.concepts.vocabulary import is_emoji, notice_untaught
+            from tiller.concepts.vocabulary import notice_untaught
             from tiller.core.paths import located
             from tiller.models.concept_files import read_concept
+            from tiller.models.loader import is_emoji
 
             found = read_concept(concept)
             every: list[Concept | str] = [found, *(word or [])]

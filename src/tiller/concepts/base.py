@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from tiller.concepts.objective import ConceptLoss, Sampling
-from tiller.concepts.vocabulary import Words, is_emoji
+from tiller.concepts.vocabulary import Words
 from tiller.core.budget import Budget
 from tiller.core.errors import InvalidInput
 from tiller.core.search import Phase, SearchState
 from tiller.models.base import FrozenModel
 from tiller.models.concepts import MOST_VECTORS
+from tiller.models.loader import is_emoji
 from tiller.spaces.concept import ConceptSpace
 
 STARTS = ("clip", "best", "random")  # everything else is words of the user's

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tiller.concepts.objective import ConceptLoss
-from tiller.concepts.vocabulary import Words, embedded, is_emoji
+from tiller.concepts.vocabulary import Words, embedded
 from tiller.core.errors import InvalidInput
 from tiller.core.rng import Draw
 from tiller.models.base import FrozenModel
+from tiller.models.loader import is_emoji
 from tiller.rewards._tower import EMOJI, Tower, tower_for
 from tiller.spaces.concept import Vectors
 from tiller.words.inflection import article

@@ -21,7 +21,7 @@ from tiller.concepts.grounds import place_of
 from tiller.concepts.objective import Sampling, rows_that_fit
 from tiller.concepts.pictures import Given, Pictures, load_pictures, to_tensor
 from tiller.concepts.run import FINALS, KIND, SPACE, ConceptRun, Material, Progress
-from tiller.concepts.vocabulary import Words, is_emoji, notice_untaught, words_of
+from tiller.concepts.vocabulary import Words, notice_untaught, words_of
 from tiller.core.budget import Budget, Cost, metered
 from tiller.core.discovery import discover
 from tiller.core.errors import InvalidInput, RunError, TillerNotice
@@ -30,7 +30,7 @@ from tiller.core.settings import settled, unknown
 from tiller.models.base import FrozenModel
 from tiller.models.concept_files import read_concept
 from tiller.models.concepts import Concept, check_new
-from tiller.models.loader import load_model
+from tiller.models.loader import is_emoji, load_model
 from tiller.runs.concept_report import forwards_aside
 from tiller.runs.record import Record, read_run
 from tiller.runs.store import RunStore, versions

@@ -17,10 +17,10 @@ from torch import Tensor
 from tiller.concepts import templates
 from tiller.concepts.drawing import check_seeds, sample, told_by, vocabulary
 from tiller.concepts.grounds import place_of
-from tiller.concepts.vocabulary import is_emoji
 from tiller.core.errors import InvalidInput, TillerError
 from tiller.models.base import Conditioning, FrozenModel
 from tiller.models.concepts import Concept
+from tiller.models.loader import is_emoji
 from tiller.models.pieces import Piece
 from tiller.rewards._tower import EMOJI, EMOJI_HELD_OUT, Tower, tower_for
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tiller.core.errors import InvalidInput, TillerNotice
 from tiller.models.base import FrozenModel
-from tiller.models.loader import BUNDLED
+from tiller.models.loader import is_emoji
 
 SHORTEST = 3  # letters of a word that may fill "a photo of ..."
 _NAMED = 8  # known words that a notice gives
@@ -95,8 +95,3 @@ def notice_untaught(model: FrozenModel, phrases: Sequence[str]) -> None:
             TillerNotice,
             stacklevel=3,
         )
-
-
-def is_emoji(model: FrozenModel) -> bool:
-    """Whether it is the bundled model, which knows little and has a judge."""
-    return model.source in BUNDLED

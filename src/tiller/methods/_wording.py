@@ -13,7 +13,7 @@ from torch import Tensor
 from tiller.core.errors import TillerNotice
 from tiller.methods.base import Task
 from tiller.models.base import FrozenModel
-from tiller.models.loader import BUNDLED as MODELS
+from tiller.models.loader import is_emoji
 from tiller.models.pieces import brief
 from tiller.models.quiet import quietly
 from tiller.rewards._tower import BUNDLED, EMOJI, tower_for
@@ -71,7 +71,7 @@ def wording_of(
     lost = Lost()
     if positive:
         similarity = Similarity(task.prompt, sentences(encoder)) if least > 0 else None
-        if similarity and encoder in BUNDLED and task.model.source not in MODELS:
+        if similarity and encoder in BUNDLED and not is_emoji(task.model):
             _say(
                 f"{encoder=}, which compares prompts, was trained on captions of 64x64 emoji "
                 "scenes; name another, such as encoder=openai/clip-vit-large-patch14"

@@ -60,6 +60,11 @@ WITHOUT: dict[type[LatentDiffusion], dict[str, Any]] = {
 """Components that steering does not use."""
 
 
+def is_emoji(model: FrozenModel) -> bool:
+    """Whether it is the bundled model, which knows little and has a judge."""
+    return model.source in BUNDLED
+
+
 def load_model(
     spec: str | os.PathLike[str] | DiffusionPipeline,
     *,
