@@ -65,5 +65,5 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 def test_without_optuna_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     quadratic = FakeQuadratic(dimension=2)
-    with pytest.raises(MissingDependency, match=r"pip install 'tiller\[bayes\]'"):
+    with pytest.raises(MissingDependency, match="pip install optuna greenlet"):
         list(search(quadratic.space, quadratic, Bayes(), Budget(images=2)))
