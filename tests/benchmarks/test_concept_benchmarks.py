@@ -157,26 +157,28 @@ def test_learned_words_beside_plain_ones(run: Callable[..., Any], tmp_path: Path
     options = argparse.Namespace(rows=tmp_path, images=2, calls=12_000, concepts=1, seeds=[0, 1])
     parts = runpy.run_path(str(SCRIPTS / "words.py"))
     model = tiller.load_model("emoji")
+
+    def line(asked: Any, phrase: str, images: int, first: float, judge: float) -> dict[str, Any]:
+        seen = {"emoji": first, "emoji-heldout": judge}
+        whole = {"emoji": judge, "emoji-heldout": first}
+        found: dict[str, Any] = json.loads(asked.key(phrase, images))
+        return {**found, "placed": seen, **({"reconstruction": whole} if images > 1 else {})}
+
     for seed in options.seeds:
         measuring = parts["Measuring"](model, parts["CONCEPTS"][0], seed, options)
         phrases = measuring.phrases()
         assert phrases[:2] == ["horse", "a horse"]
 
-        def line(
-            phrase: str, images: int, first: float, judge: float, asked: Any = measuring
-        ) -> dict[str, Any]:
-            seen = {"emoji": first, "emoji-heldout": judge}
-            whole = {"emoji": judge, "emoji-heldout": first}
-            found: dict[str, Any] = json.loads(asked.key(phrase, images))
-            return {**found, "placed": seen, **({"reconstruction": whole} if images > 1 else {})}
-
         last = len(phrases) - 1
-        lines = [line(phrase, 1, i / 100, (last - i) / 100) for i, phrase in enumerate(phrases)]
+        lines = [
+            line(measuring, phrase, 1, i / 100, (last - i) / 100)
+            for i, phrase in enumerate(phrases)
+        ]
         for i in (0, 1, 2, 3, 4, 6, last - 3, last - 2, last - 1, last):
             # The judge has the first word highest with one seed, and low in the mean.
             judge = (last - i) / 50 - (i == 0 and seed)
-            lines.append(line(phrases[i], 2, i / 50, judge))
-        lines.append(line(parts["TOKEN"], 2, 0.9, 0.8))
+            lines.append(line(measuring, phrases[i], 2, i / 50, judge))
+        lines.append(line(measuring, parts["TOKEN"], 2, 0.9, 0.8))
         (tmp_path / f"{seed}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
     found = run(
         *("words", "--rows", str(tmp_path), "--images", "2", "--concepts", "1", "--seeds", "0", "1")
