@@ -24,6 +24,7 @@ from torch import Tensor
 import tiller
 from concepts import CONCEPTS, Made, pictures
 from tiller.concepts import templates
+from tiller.concepts.base import DRAWN
 from tiller.concepts.drawing import sample, told_by
 from tiller.concepts.initialize import NEAREST, similarities
 from tiller.concepts.learn import ConceptResult, learn_concept, make
@@ -38,30 +39,26 @@ from tiller.runs.record import read_run
 UNSEEN = 1000  # seeds of the pictures that measure begin here; no search draws with them
 # Few steps on many trials: at equal forwards as good as many on few, and quicker on a GPU.
 TI: dict[str, Any] = {"method": "ti", "draws": 32, "lr": 0.02, "check_every": 20}
-# In the order in which they are made; those after the first two have the first seed alone. All but
-# the default have one token, unless they say otherwise.
+# In the order in which they are made, with one token unless they say otherwise.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"tokens": None},
     "pca": {},
-    "denoising": {"loss": "denoising"},
-    "ti": TI,
-    "no init": {"init": "random"},
-    "clip init": {"init": "clip"},
-    "d=64": {"d": 64},
+    "default": {"tokens": 3},
     "2 tokens": {"tokens": 2},
+    "no init": {"init": "random"},
     "prior": {"projection": "prior"},
     "random": {"projection": "random"},
     "full": {"projection": "full"},
-    "ti, drawn": {"method": "ti", "loss": "drawn", "init": "best", "lr": 0.01, "check_every": 20},
     "d=32": {"d": 32},
-    "3 tokens": {"tokens": 3},
+    "d=64": {"d": 64},
     "d=128": {"d": 128},
+    "ti": TI,
+    "ti, drawn": {"method": "ti", "loss": "drawn", "init": "best", "lr": 0.01, "check_every": 20},
+    "clip init": {"init": "clip"},
+    "denoising": {"loss": "denoising"},
     "denoising, near": {"loss": "denoising", "init": "best", "d": 16, "stretch": 0.5},
     "ti, no init": TI | {"init": "random"},
-    "d=16": {},  # the same cell as pca
 }
 WORD = "word"  # the variant that learns nothing
-MANY = (WORD, "default", "pca")  # the variants that have all seeds
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,8 @@ class Cell:
         seconds: of the search.
         curve: (model calls, lowest held-out loss so far).
         token: what stands for it; of the word, the word.
+        began: the words that the search began at, or the nearest five where it began at their mix.
+        dtype: that the model computed in.
     """
 
     concept: str
@@ -93,6 +92,8 @@ class Cell:
     seconds: float
     curve: list[tuple[int, float]]
     token: str
+    began: list[str]
+    dtype: str
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
@@ -108,6 +109,8 @@ def arguments(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/concepts"), help="of the cells")
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
     parser.add_argument("--model", default="emoji")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true", help="the denoiser; takes minutes once")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of all cells")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
@@ -122,7 +125,9 @@ class Cells:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.model: FrozenModel = tiller.load_model(options.model)
+        self.model: FrozenModel = tiller.load_model(options.model, dtype=options.dtype)
+        if options.compile:
+            compile_denoiser(self.model)
         self.common = dict(setting.split("=", 1) for setting in options.set)
         self.began = time.monotonic()
         part, _, parts = (options.only or "1/1").partition("/")
@@ -136,13 +141,13 @@ class Cells:
                 self.known[key] = Cell(**found)
 
     def grid(self, variants: Sequence[str]) -> dict[str, list[Cell]]:
-        """The cells of each variant that there are, after making this part's, variant by variant.
+        """The cells of each variant that there are, after making this part's, seed by seed.
 
         A part of the cells has no table: it ends here.
         """
         made = CONCEPTS[: self.options.concepts]
-        pairs = [(one, seed) for seed in range(self.options.seeds) for one in made]
-        wanted = [(v, *pair) for v in variants for pair in pairs if pair[1] == 0 or v in MANY]
+        seeds = range(self.options.seeds)
+        wanted = [(v, one, seed) for seed in seeds for v in variants for one in made]
         mine = wanted[self.part :: self.parts]
         for i, (variant, one, seed) in enumerate(mine):
             self.cell(one, variant, seed)
@@ -168,7 +173,10 @@ class Cells:
             file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
 
     def key(self, made: Made, variant: str, seed: int) -> str:
-        """What a cell is kept under: all that it depends on, the methods' defaults included."""
+        """What a cell is kept under: the methods' defaults included, the precision not.
+
+        So one machine may go on in float32 where another, quicker in bfloat16, has begun.
+        """
         options = self.options
         how = [NEAREST] if variant == WORD else [name_and_fields(*self.method(variant))]
         return json.dumps([made.name, *how, seed, options.model, options.calls, options.images])
@@ -185,6 +193,7 @@ class Cells:
         if variant == WORD:
             return self._word(made, given.tensor(), seed)
         method, settings = self.method(variant)
+        settings |= self.start(made, variant, seed)
         share = self.options.calls if method == "gfti" else self.options.calls // 2
         result = learn_concept(
             self.model,
@@ -198,7 +207,16 @@ class Cells:
             **settings,
         )
         measured = self._measured(result.concept, given.tensor(), made, seed)
-        return _cell(made, variant, seed, measured, result)
+        return self._cell(made, variant, seed, measured, result)
+
+    def start(self, made: Made, variant: str, seed: int) -> dict[str, str]:
+        """The init of a variant, where it is known: the best start is found once a concept."""
+        method, settings = self.method(variant)
+        settled = make(method, settings).settled(self.model)
+        first = self.known.get(self.key(made, "pca", seed))
+        if first is None or (settled.loss, settled.init, settled.tokens) != (DRAWN, "best", 1):
+            return {}
+        return {"init": first.began[0] if len(first.began) == 1 else "clip"}
 
     def _word(self, made: Made, given: Tensor, seed: int) -> Cell:
         """The best plain word by the reconstruction that is reported.
@@ -220,7 +238,7 @@ class Cells:
 
         with torch.no_grad():
             best = max(dict.fromkeys([made.word, *near]), key=likeness)
-        return _cell(made, WORD, seed, self._measured(best, given, made, seed), None)
+        return self._cell(made, WORD, seed, self._measured(best, given, made, seed), None)
 
     def _measured(self, concept: Any, given: Tensor, made: Made, seed: int) -> Measured:
         return evaluate(
@@ -233,32 +251,50 @@ class Cells:
             clips=["emoji-heldout"],
         )
 
+    def _cell(
+        self,
+        made: Made,
+        variant: str,
+        seed: int,
+        measured: Measured,
+        result: ConceptResult | None,
+    ) -> Cell:
+        judge = {} if measured.judge is None else asdict(measured.judge)
+        cost = None if result is None else result.cost
+        return Cell(
+            concept=made.name,
+            variant=variant,
+            seed=seed,
+            reconstruction=measured.reconstruction,
+            editability=measured.editability,
+            judge=judge,
+            loss=None if result is None else result.loss,
+            start_loss=None if result is None else result.start_loss,
+            model_calls=0 if cost is None else cost.model_calls,
+            aside=0 if result is None else result.aside,
+            seconds=0.0 if cost is None else cost.seconds,
+            curve=[] if result is None else curve(result.run_dir),
+            token=measured.token,
+            began=[] if result is None else list(result.began),
+            dtype=self.options.dtype,
+        )
+
+
+def compile_denoiser(model: FrozenModel) -> None:
+    """Compile the denoiser's calls without a gradient, for batches of any size."""
+    network: Any = model.unet  # type: ignore[attr-defined]  # the bundled model has one
+    eager = network.forward
+    quick = torch.compile(eager, dynamic=True)
+
+    def forward(*args: Any, **named: Any) -> Any:
+        return (eager if torch.is_grad_enabled() else quick)(*args, **named)
+
+    network.forward = forward
+
 
 def name_and_fields(method: str, settings: dict[str, Any]) -> list[Any]:
     """A method as a key has it: with all of its fields."""
     return [method, sorted(asdict(make(method, settings)).items())]
-
-
-def _cell(
-    made: Made, variant: str, seed: int, measured: Measured, result: ConceptResult | None
-) -> Cell:
-    judge = {} if measured.judge is None else asdict(measured.judge)
-    cost = None if result is None else result.cost
-    return Cell(
-        concept=made.name,
-        variant=variant,
-        seed=seed,
-        reconstruction=measured.reconstruction,
-        editability=measured.editability,
-        judge=judge,
-        loss=None if result is None else result.loss,
-        start_loss=None if result is None else result.start_loss,
-        model_calls=0 if cost is None else cost.model_calls,
-        aside=0 if result is None else result.aside,
-        seconds=0.0 if cost is None else cost.seconds,
-        curve=[] if result is None else curve(result.run_dir),
-        token=measured.token,
-    )
 
 
 def curve(run: Path) -> list[tuple[int, float]]:

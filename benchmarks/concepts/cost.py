@@ -2,7 +2,8 @@
 
 A generation's bare forwards are its denoiser rows, in the same calls, its sentences through the
 text encoder once, and, of the drawn loss, its drawings through the decoder and the CLIP. Both are
-timed in turns, in one process, so that other load hits them alike.
+timed in turns, in one process, so that other load hits them alike. With `--dtype bfloat16` so is
+the same generation in float32.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     global clock
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="emoji")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=12, help="of each, in turns")
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: beside other load")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch has it")
@@ -51,7 +53,7 @@ def main() -> None:
     clock = CLOCKS[options.clock]
     if options.threads:
         torch.set_num_threads(options.threads)
-    found = measured(tiller.load_model(options.model), options)
+    found = measured(tiller.load_model(options.model, dtype=options.dtype), options)
     if options.json:
         print(json.dumps(found, indent=1))
         return
@@ -68,7 +70,8 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
     photos = [Image.fromarray((one * 255).byte().numpy()) for one in noise]
     material, _ = _material(model, method, load_pictures(photos, size), "object", 0)
     objective = material.loss(model, method, method.sampling())
-    parts = ("generation", "denoiser", "text", "pictures", "solver")
+    plain = material.loss(tiller.load_model(options.model), method, method.sampling())
+    parts = ("generation", "denoiser", "text", "pictures", "solver", "float32")
     times: dict[str, list[float]] = {name: [] for name in parts}
     solver = Stopwatch()
     began = [clock()]
@@ -78,6 +81,9 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
         times["solver"].append(solver.lap())
         for name, bare in _bare(objective, step).items():
             times[name].append(_timed(bare))
+        if options.dtype != "float32":
+            draw, x = Draw(step.state.seed, step.index - 1), step.problem.space.decode(step.z)
+            times["float32"].append(_timed(lambda: plain.render(x, draw)))
         began[0] = clock()
 
     with tempfile.TemporaryDirectory() as folder, solver:
@@ -88,14 +94,17 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
         learn(store, phases, budget, 0, entry=lambda step: {}, on_step=after)
     middle = {name: statistics.median(values[1:]) for name, values in times.items() if values}
     least = sum(middle.get(name, 0.0) for name in ("denoiser", "text", "pictures"))
+    again = middle.get("float32", middle["generation"])
     return {
         "clock": options.clock,
+        "dtype": options.dtype,
         "loss": method.loss,
         "candidates x draws": [method.popsize, method.draws],
         "dimensions": material.space.dimension,
         **{f"{name} seconds": round(value, 4) for name, value in middle.items()},
         "generation / bare forwards": round(middle["generation"] / least, 3),
         "generation / denoiser alone": round(middle["generation"] / middle["denoiser"], 3),
+        "float32 generation / generation": round(again / middle["generation"], 2),
         "CMA-ES share": round(middle["solver"] / middle["generation"], 4),
     }
 

@@ -110,10 +110,10 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
         "pca reconstructs better than a random projection": more("pca", "random", "reconstruction"),
         "pca reconstructs better than the full space": more("pca", "full", "reconstruction"),
         "one word edits better than two": more("pca", "2 tokens", "editability"),
-        "one word edits better than three": more("pca", "3 tokens", "editability"),
+        "one word edits better than three": more("pca", "default", "editability"),
         "one word reconstructs as two do": more("pca", "2 tokens", "reconstruction"),
-        "more dimensions reconstruct better (128, 16)": more("d=128", "d=16", "reconstruction"),
-        "a middle dimension edits best (64, 16)": more("d=64", "d=16", "editability"),
+        "more dimensions reconstruct better (128, 16)": more("d=128", "pca", "reconstruction"),
+        "a middle dimension edits best (64, 16)": more("d=64", "pca", "editability"),
         "a middle dimension edits best (64, 128)": more("d=64", "d=128", "editability"),
         "the initialization reconstructs better": more("pca", "no init", "reconstruction"),
         "the best word is a better start than CLIP's mix": more(

@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,36 @@ def test_parts_of_the_grid_write_files_of_their_own(
 ) -> None:
     """Two processes make a concept each, a third reads what both have kept, and only that."""
     tiny = [*TINY, "--concepts", "3", *FIELDS, "popsize=4", *folders, "--model", str(model)]
-    wanted = ["--variants", "word", "pca", "d=16"]
+    wanted = ["--variants", "word", "pca", "d=32"]
     for part in ("1/3", "2/3"):
         with pytest.raises(SystemExit) as ended:
             run("variants", *tiny, *wanted, "--only", part)
         assert ended.value.code == 0
     kept = sorted(path.name for path in (tmp_path / "cells").glob("*.jsonl"))
     assert kept == ["cells1-3.jsonl", "cells2-3.jsonl"]
-    lines = (tmp_path / "cells" / kept[0]).read_text().splitlines()
-    assert len(lines) == 2  # d = 16 is the default, and not made again
     found = run("variants", *tiny, *wanted, "--kept")
-    assert found["table"]["d=16"]["reconstruction"]["runs"] == 2
-    assert found["table"]["d=16"] == found["table"]["pca"]
+    assert {row["reconstruction"]["runs"] for row in found["table"].values()} == {2}
+
+
+def test_the_best_start_is_found_once_a_concept(
+    monkeypatch: pytest.MonkeyPatch, folders: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    cells, concepts = import_module("cells"), import_module("concepts")
+    options = cells.arguments("").parse_args([*TINY, *folders])
+    grid, made = cells.Cells(options), concepts.CONCEPTS[0]
+
+    def start(variant: str, began: list[str]) -> dict[str, str]:
+        values = dict.fromkeys(cells.Cell.__dataclass_fields__)
+        grid.known[grid.key(made, "pca", 0)] = cells.Cell(**(values | {"began": began}))
+        found: dict[str, str] = grid.start(made, variant, 0)
+        return found
+
+    assert start("prior", ["pink"]) == {"init": "pink"}
+    assert start("prior", ["pink", "rosy", "dog", "cat", "car"]) == {"init": "clip"}, "the mix"
+    assert start("ti, drawn", ["pink"]) == {"init": "pink"}
+    for other in ("default", "2 tokens", "no init", "ti", "denoising, near"):
+        assert start(other, ["pink"]) == {}, other
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")

@@ -90,6 +90,19 @@ def test_training_answers_with_the_file_and_what_it_does_for_unseen_prompts(
     assert "a.safetensors" in refused.err
 
 
+def test_a_precision_may_be_asked_for_and_a_typing_error_does_not_wait_for_the_model(
+    tiller: Tiller, model: Path, tmp_path: Path
+) -> None:
+    answer = asked(tiller, *train(tmp_path, model, "--hold-out", "0", "--dtype", "float64"))
+    spec = json.loads((Path(answer["run"]) / "run.json").read_text())["spec"]
+    assert spec["model_options"]["dtype"] == "float64"
+    for wrong in ("--set", "rnak=3"), ("--reward", "brihgtness"):
+        refused = tiller(*train(tmp_path, Path("no/such-model"), *wrong))
+        assert refused.code == 2
+        assert wrong[1].split("=")[0] in refused.err
+        assert "no/such-model" not in refused.err
+
+
 def test_people_get_a_table_and_the_next_command(
     tiller: Tiller, model: Path, tmp_path: Path
 ) -> None:

@@ -280,7 +280,7 @@ def test_a_steered_picture_may_name_a_concept_and_be_resumed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = learn("--json").json["run"]
+    run = learn("--set", "tokens=2", "--json").json["run"]
     common = ["--reward", "brightness", "--held-out", "darkness", "--method", "best_of_n"]
     common += ["--model", steps, "--out", tmp_path / "out", "--budget", "images=2", "--json"]
     taught = tiller("steer", "a <duck>", "--concept", run, *common)
@@ -288,6 +288,9 @@ def test_a_steered_picture_may_name_a_concept_and_be_resumed(
     plain = tiller("steer", "a <duck>", *common)
     assert taught.json["scores"] != plain.json["scores"]
     assert "names none" not in taught.err
+    assert "another word" not in taught.err
+    capital = tiller("steer", "a <Duck>", "--concept", run, *common)
+    assert "notice: of <Duck> diffusers would read another word; write <duck>" in capital.err
     unnamed = tiller("steer", "a cat", "--concept", run, *common)
     assert "notice: the prompt names none of <duck>: 'a cat'" in unnamed.err
     script = Path(tiller("export", taught.json["run"], "--to", "python", "--json").json["path"])
@@ -424,6 +427,21 @@ def test_a_typing_error_does_not_wait_for_the_model(
     assert ended.code == 2
     assert said in ended.err
     assert "no/such-model" not in ended.err
+
+
+def test_a_precision_may_be_asked_for(
+    learn: Callable[..., Ended], tiller: Tiller, tmp_path: Path
+) -> None:
+    run = learn("--dtype", "float64", "--json").json["run"]
+    spec = json.loads((Path(run) / "run.json").read_text())["spec"]
+    assert spec["model_options"]["dtype"] == "float64"
+    for command in ("draw", "a <duck>", "--concept", run, "--out", tmp_path / "d"), (
+        "evaluate", run, "--images", "1", "--clip", "emoji", "--quiet"
+    ):  # fmt: skip
+        assert tiller("concept", *command, "--dtype", "float64").code == 0
+        refused = tiller("concept", *command, "--dtype", "half8")
+        assert refused.code == 2
+        assert "dtype must be float32, float16, bfloat16 or float64, got 'half8'" in refused.err
 
 
 def test_a_token_without_brackets_is_told(learn: Callable[..., Ended]) -> None:

@@ -86,8 +86,7 @@ def train(
 
     Source: Ye et al. 2025, "IPGO", section 5.4.
     """
-    check_names(plan.reward, plan.held_out)  # a typing error should not cost loading a model
-    ipgo_of(plan)
+    check_plan(plan)
     loaded = model if isinstance(model, FrozenModel) else load_model(model)
     reward = make_reward(plan.reward, probe_size=loaded.defaults.height, device=loaded.device)
     spec = spec_of(plan, loaded, reward, Path(file).absolute())
@@ -98,6 +97,16 @@ def train(
         raise InvalidInput(f"{file} is there already; give another file (--out), or move it away")
     store = RunStore.create(out, training.spec, f"{AFFIX}-ipgo")
     return training.run(store, on_step)
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse a typing error in a plan, which should not cost the loading of a model.
+
+    Raises:
+        InvalidInput: a reward or a setting is unknown.
+    """
+    check_names(plan.reward, plan.held_out)
+    ipgo_of(plan)
 
 
 def resume_training(

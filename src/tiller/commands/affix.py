@@ -11,11 +11,13 @@ import typer
 
 from tiller.commands import AsJson, Quiet
 from tiller.commands.options import (
+    Dtype,
     HeldOut,
     Model,
     Negative,
     Rewards,
     Settings,
+    Variant,
     check_encoding,
     field_values,
 )
@@ -55,6 +57,8 @@ def train(
     reward: Rewards = None,
     held_out: HeldOut = None,
     model: Model = "emoji",
+    dtype: Dtype = None,
+    variant: Variant = None,
     negative: Negative = "",
     unseen: Annotated[
         Path | None, typer.Option(help="Prompts to look at in the end and not to learn from.")
@@ -89,7 +93,9 @@ def train(
         line = TrainingLine(now.console, quiet=quiet)
         with told(now.notice):
             from tiller.affixes.plan import Plan, split
+            from tiller.affixes.training import check_plan
             from tiller.affixes.training import train as run
+            from tiller.models import load_model
 
             if others is None:
                 texts, others = split(texts, hold_out, seed)
@@ -112,9 +118,11 @@ def train(
                 seed=seed,
                 settings=fields,
             )
+            check_plan(plan)
             line.begin(plan.limits, len(plan.unseen))
+            loaded = load_model(model, dtype=dtype, variant=variant)
             command = ["tiller", *sys.argv[1:]]
-            trained = run(model, plan, out, out=runs, on_step=line.update, command=command)
+            trained = run(loaded, plan, out, out=runs, on_step=line.update, command=command)
         _finish(now, trained)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiller.commands import AsJson, Quiet
+from tiller.commands.concept_inputs import inputs_of, model_of, spec_of
 from tiller.commands.concept_view import ConceptLine, compared, summary
 from tiller.commands.options import (
+    Dtype,
     Limits,
     Model,
     Negative,
     Out,
     Settings,
+    Variant,
     check_encoding,
     field_values,
 )
@@ -29,7 +31,6 @@ from tiller.terminal import clean, shown
 if TYPE_CHECKING:
     from tiller.concepts.learn import ConceptResult
     from tiller.concepts.run import Progress
-    from tiller.models import FrozenModel
     from tiller.models.concepts import Concept
 
 app = typer.Typer(
@@ -80,6 +81,8 @@ def learn(
     background: Ground = "white",
     skip_broken: Skip = False,
     model: Model = "emoji",
+    dtype: Dtype = None,
+    variant: Variant = None,
     budget: Limits = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     settings: Settings = None,
@@ -117,7 +120,7 @@ def learn(
             training(kind)
             if budget is not None:
                 Budget.parse(budget)
-            loaded = load_model(model)
+            loaded = load_model(model, dtype=dtype, variant=variant)
             size = (loaded.defaults.height, loaded.defaults.width)
             found = load_pictures(
                 pictures, size, crop=crop, background=background, skip_broken=skip_broken
@@ -185,6 +188,8 @@ def draw(
     number: Annotated[int, typer.Option("-n", "--number", help="How many pictures.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first; the next ones count on.")] = 0,
     model: AnyModel = None,
+    dtype: Dtype = None,
+    variant: Variant = None,
     negative: Negative = "",
     settings: Annotated[
         list[str] | None,
@@ -195,7 +200,8 @@ def draw(
 ) -> None:
     """Draw a prompt that names learned words.
 
-    A plain diffusers pipeline that has loaded them draws the same for the same seed.
+    A plain diffusers pipeline of the same precision that has loaded them draws the same for the
+    same seed.
     """
     quiet_libraries()
     with session(as_json) as now:
@@ -212,7 +218,7 @@ def draw(
 
             known = [read_named(one) for one in concept or []]
             files_of = [split_named(one)[0] for one in concept or []]
-            loaded = _model_of(known, files_of, model)
+            loaded = model_of(known, files_of, model, dtype=dtype, variant=variant)
             own = dataclasses.asdict(loaded.defaults)
             sampler = dataclasses.asdict(settled(SamplerSettings, own | fields, "the sampler"))
             seeds = range(seed, seed + number)
@@ -286,6 +292,8 @@ def evaluate(
     background: Annotated[str | None, typer.Option(help="As for learn. [the run's]")] = None,
     skip_broken: Skip = False,
     model: AnyModel = None,
+    dtype: Dtype = None,
+    variant: Variant = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -307,11 +315,11 @@ def evaluate(
             if any(isinstance(one, str) and not one.strip() for one in every):
                 raise InvalidInput("expected a word to compare with, got an empty --word")
             place = located(concept)
-            loaded = _model_of([found], [place], model)
+            loaded = model_of([found], [place], model, dtype=dtype, variant=variant)
             notice_untaught(loaded, word or [])
-            size, spec = (loaded.defaults.height, loaded.defaults.width), _spec(place)
+            size, spec = (loaded.defaults.height, loaded.defaults.width), spec_of(place)
             given = load_pictures(
-                pictures or _inputs(place),
+                pictures or inputs_of(place),
                 size,
                 crop=crop or spec.get("crop", "centre"),
                 background=background or spec.get("background", "white"),
@@ -349,68 +357,6 @@ def _with_init(fields: dict[str, Any], init: str) -> dict[str, Any]:
     if "init" in fields:
         raise InvalidInput("got --init and --set init; give one of them")
     return fields | {"init": init}
-
-
-def _model_of(
-    concepts: Sequence[Concept], places: Sequence[Path], asked: str | None
-) -> FrozenModel:
-    """The model that was asked for, else the one that the first concept was learned on.
-
-    A concept's file names no model of one machine alone; the record of its run does.
-
-    Args:
-        concepts: what was read.
-        places: their files or folders.
-        asked: for.
-
-    Raises:
-        InvalidInput: that model cannot be loaded, or none is named and it is not the bundled one.
-    """
-    from tiller.models import load_model
-
-    if asked or not concepts:
-        return load_model(asked or "emoji")
-    for one, place in zip(concepts, places, strict=True):
-        if name := _spec(place).get("model") or one.about.get("model"):
-            try:
-                return load_model(name)
-            except InvalidInput as error:
-                raise InvalidInput(
-                    f"{one.token} was learned on {name!r}, says {place.name}, and that cannot be "
-                    f"loaded here: {error}. Name the model: --model MODEL"
-                ) from error
-    loaded = load_model("emoji")
-    widths = tuple(table.shape[1] for table in loaded.token_embeddings)
-    if foreign := [one.token for one in concepts if one.widths != widths]:
-        raise InvalidInput(
-            f"the file of {foreign[0]} names no model that it was learned on, and it is not the "
-            "bundled one; name it: --model MODEL"
-        )
-    return loaded
-
-
-def _spec(place: Path) -> Mapping[str, Any]:
-    """What the run that learned a concept was told; nothing of a file that is no run's."""
-    from tiller.concepts.run import KIND
-    from tiller.core.errors import RunError
-    from tiller.models.concept_files import FIRST
-    from tiller.runs.record import read_run
-
-    folder = place.parent if place.name == FIRST else place
-    try:
-        spec = read_run(folder).spec if folder.is_dir() else {}
-    except RunError:
-        return {}
-    return spec if spec.get("kind") == KIND else {}
-
-
-def _inputs(run: Path) -> list[Path]:
-    found = sorted(run.glob("images/input-*.png")) if run.is_dir() else []
-    if not found:
-        raise InvalidInput(
-            f"expected the pictures that {run.name} was learned from, got none; name them behind it"
-        )
-    return found
 
 
 def _stem(prompt: str) -> str:

@@ -36,7 +36,8 @@ Model = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Of weights and latents: float32, or bfloat16 or float16 on a GPU. [float32]"
+        help="Of weights and latents: float32; bfloat16, for GPUs and processors with AMX; or "
+        "float16, for GPUs. [float32]"
     ),
 ]
 Variant = Annotated[
@@ -103,16 +104,20 @@ class Options:
     def load(self, *prompts: str) -> Any:
         """What `tiller.api.steer` takes as its model: its name, or it loaded as it was asked for.
 
-        A concept that none of the prompts names is told of.
+        A concept that none of the prompts names is told of, or that one names in other letters.
         """
         if not (self.concept or self.dtype or self.variant):
             return self.model
         from tiller.models import load_model
         from tiller.models.concept_files import read_named
-        from tiller.models.concepts import notice_unnamed
+        from tiller.models.concepts import notice_capitals, notice_unnamed
+        from tiller.rewards.parse import check_names
 
+        check_names(self.reward, self.held_out)  # a typing error should not cost loading a model
         words = self.concept or []
-        notice_unnamed([read_named(one) for one in words], [*prompts, self.negative])
+        found, texts = [read_named(one) for one in words], [*prompts, self.negative]
+        notice_unnamed(found, texts)
+        notice_capitals(found, texts)
         return load_model(self.model, dtype=self.dtype, variant=self.variant, concepts=words)
 
     def arguments(self, *prompts: str) -> dict[str, Any]:
