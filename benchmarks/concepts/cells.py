@@ -1,7 +1,7 @@
 """What the benchmarks of concepts share: cells (a concept learned in one way), kept on the disk.
 
 A cell is a concept, a variant and a seed. What is measured of it is a line of a file in the folder
-of `--out`; a line that is there is not computed again, so a script that was interrupted goes on,
+of `--rows`; a line that is there is not computed again, so a script that was interrupted goes on,
 and scripts share what they have in common. Several processes may share the folder, each with a part
 of the cells (`--only 1/8` to `--only 8/8`); each writes a file of its own and reads all.
 """
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def arguments(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--kept", action="store_true", help="make no cell: show what is kept")
     parser.add_argument("--calls", type=int, default=12_000, help="forwards + backwards a cell")
     parser.add_argument("--images", type=int, default=16, help="pictures of each prompt")
-    parser.add_argument("--out", type=Path, default=Path("runs/concepts"), help="of the cells")
+    parser.add_argument("--out", type=Path, default=Path("runs/concepts"), help="of the searches")
+    parser.add_argument("--rows", type=Path, default=Path("runs/concepts"), help="of the cells")
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -132,9 +134,9 @@ class Cells:
         self.began = time.monotonic()
         part, _, parts = (options.only or "1/1").partition("/")
         self.part, self.parts = int(part) - 1, int(parts)
-        self.file = options.out / f"cells{options.only.replace('/', '-')}.jsonl"
+        self.file = options.rows / f"cells{options.only.replace('/', '-')}.jsonl"
         self.known: dict[str, Cell] = {}
-        for file in sorted(options.out.glob("cells*.jsonl")):
+        for file in sorted(options.rows.glob("cells*.jsonl")):
             for line in file.read_text().splitlines():
                 found = json.loads(line)
                 key = found.pop("key")
@@ -168,18 +170,20 @@ class Cells:
         if key in self.known or options.kept or late:
             return
         self.known[key] = self._made(made, variant, seed)
-        options.out.mkdir(parents=True, exist_ok=True)
+        options.rows.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
 
     def key(self, made: Made, variant: str, seed: int) -> str:
-        """What a cell is kept under: the methods' defaults included, the precision not.
+        """A digest of all that a cell depends on, the methods' defaults included.
 
-        So one machine may go on in float32 where another, quicker in bfloat16, has begun.
+        But for the precision: one machine may go on in float32 where another, quicker in bfloat16,
+        has begun.
         """
         options = self.options
         how = [NEAREST] if variant == WORD else [name_and_fields(*self.method(variant))]
-        return json.dumps([made.name, *how, seed, options.model, options.calls, options.images])
+        whole = [made.name, *how, seed, options.model, options.calls, options.images]
+        return sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
     def method(self, variant: str) -> tuple[str, dict[str, Any]]:
         """The variant's method and settings."""
@@ -203,7 +207,7 @@ class Cells:
             method=method,
             budget=f"forwards={share}",
             seed=seed,
-            out=self.options.out / "runs",
+            out=self.options.out,
             **settings,
         )
         measured = self._measured(result.concept, given.tensor(), made, seed)

@@ -43,7 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[str]:
-    return ["--out", str(tmp_path / "cells"), "--figures", str(tmp_path / "figures")]
+    places = {"--out": "runs", "--rows": "cells", "--figures": "figures"}
+    return [text for name, place in places.items() for text in (name, str(tmp_path / place))]
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has")  # the fake model reads 14 tokens
