@@ -152,8 +152,8 @@ class Cells:
         wanted = [(v, one, seed) for seed in seeds for v in variants for one in made]
         mine = wanted[self.part :: self.parts]
         for i, (variant, one, seed) in enumerate(mine):
-            self.cell(one, variant, seed)
-            print(f"{i + 1} of {len(mine)}: {variant}, {one.name}, {seed}", file=sys.stderr)
+            if self.cell(one, variant, seed):
+                print(f"{i + 1} of {len(mine)}: {variant}, {one.name}, {seed}", file=sys.stderr)
         if self.parts > 1:
             raise SystemExit(0)
         found: dict[str, list[Cell]] = {variant: [] for variant in variants}
@@ -163,16 +163,17 @@ class Cells:
                 found[variant].append(replace(cell, variant=variant))
         return {variant: cells for variant, cells in found.items() if cells}
 
-    def cell(self, made: Made, variant: str, seed: int) -> None:
-        """Make one cell, unless it is kept, or the time is over."""
+    def cell(self, made: Made, variant: str, seed: int) -> bool:
+        """Make one cell, unless it is kept or the time is over; whether it was made."""
         options, key = self.options, self.key(made, variant, seed)
         late = time.monotonic() - self.began > options.seconds
         if key in self.known or options.kept or late:
-            return
+            return False
         self.known[key] = self._made(made, variant, seed)
         options.rows.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
             file.write(json.dumps({"key": key, **asdict(self.known[key])}) + "\n")
+        return True
 
     def key(self, made: Made, variant: str, seed: int) -> str:
         """A digest of all that a cell depends on, the methods' defaults included.
