@@ -58,7 +58,7 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     for name, value in found.items():
-        print(f"{name:<28}{value}")
+        print(f"{name:<34}{value}")
 
 
 def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
