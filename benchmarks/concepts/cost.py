@@ -70,7 +70,9 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
     photos = [Image.fromarray((one * 255).byte().numpy()) for one in noise]
     material, _ = _material(model, method, load_pictures(photos, size), "object", 0)
     objective = material.loss(model, method, method.sampling())
-    plain = material.loss(tiller.load_model(options.model), method, method.sampling())
+    plain = objective
+    if options.dtype != "float32":
+        plain = material.loss(tiller.load_model(options.model), method, method.sampling())
     parts = ("generation", "denoiser", "text", "pictures", "solver", "float32")
     times: dict[str, list[float]] = {name: [] for name in parts}
     solver = Stopwatch()
@@ -81,7 +83,7 @@ def measured(model: FrozenModel, options: argparse.Namespace) -> dict[str, Any]:
         times["solver"].append(solver.lap())
         for name, bare in _bare(objective, step).items():
             times[name].append(_timed(bare))
-        if options.dtype != "float32":
+        if plain is not objective:
             draw, x = Draw(step.state.seed, step.index - 1), step.problem.space.decode(step.z)
             times["float32"].append(_timed(lambda: plain.render(x, draw)))
         began[0] = clock()
