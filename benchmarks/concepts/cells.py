@@ -97,6 +97,11 @@ class Cell:
     began: list[str]
     dtype: str
 
+    @property
+    def edited(self) -> float:
+        """The share of edits that the judge sees."""
+        return self.judge.get("edited") or 0.0
+
 
 def arguments(about: str) -> argparse.ArgumentParser:
     """The options that every script has."""

@@ -95,6 +95,9 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
         "a phrase's three tokens reconstruct better than a word's one": more(
             "default", "pca", "reconstruction"
         ),
+        "the default edits as the best plain word does, by the judge": more(
+            "default", WORD, "edited"
+        ),
         "pca reconstructs better than the best plain word": more("pca", WORD, "reconstruction"),
         "pca edits as the best plain word does": more("pca", WORD, "editability"),
         "the drawn loss reconstructs better than the denoising loss": more(
@@ -111,6 +114,8 @@ def judged(grid: dict[str, list[Cell]]) -> dict[str, Estimated | None]:
         "pca reconstructs better than the full space": more("pca", "full", "reconstruction"),
         "one word edits better than two": more("pca", "2 tokens", "editability"),
         "one word edits better than three": more("pca", "default", "editability"),
+        "one word edits better than two, by the judge": more("pca", "2 tokens", "edited"),
+        "one word edits better than three, by the judge": more("pca", "default", "edited"),
         "one word reconstructs as two do": more("pca", "2 tokens", "reconstruction"),
         "more dimensions reconstruct better (128, 16)": more("d=128", "pca", "reconstruction"),
         "a middle dimension edits best (64, 16)": more("d=64", "pca", "editability"),
